@@ -20,11 +20,10 @@ import pyarrow.parquet as pq
 from rig.dataset import Dataset, make_dataset
 from rig.local_up import LocalUp
 from rig.report import print_report
-from rig.stack import MODEL, Stack, temporary_folder, wait_until
+from rig.stack import MODEL, Stack, run_once, temporary_folder
 from rig.traced import Mix, Trace, trace_load
 from rig.wrk import write_answers
 
-from inference.batch import RunState, Trigger
 from inference.deployment import Deployment
 from inference.redis.clients import WORKER
 from inference.settings import load_settings
@@ -99,7 +98,7 @@ def _started(
 
 
 def _measure(url: str, answers: Path, deployment: Deployment, options: argparse.Namespace) -> Measured:
-    alone = [_run(deployment) for _ in range(RUNS_ALONE)][1:]
+    alone = [run_once(deployment) for _ in range(RUNS_ALONE)][1:]
     mix = Mix(HITS, options.rows, options.rows + MISSES - 1, options.miss_share)
     mix = Mix(HITS, _load(url, answers, mix, WARM_UP_S, options).next_miss, mix.last_miss, mix.miss_share)
     with ThreadPoolExecutor(1) as thread:
@@ -109,7 +108,7 @@ def _measure(url: str, answers: Path, deployment: Deployment, options: argparse.
         time.sleep(options.seconds)
         run_began, meanwhile = time.monotonic(), []
         while time.monotonic() < run_began + options.seconds:
-            meanwhile.append(_run(deployment))
+            meanwhile.append(run_once(deployment))
         run_ended = time.monotonic()
         trace = load.result()
     ended = max(trace.due_us) / 1e6
@@ -123,16 +122,6 @@ def _load(url: str, answers: Path, mix: Mix, seconds: float, options: argparse.N
 
 def _longest_s(alone: list[float], options: argparse.Namespace) -> float:
     return 2 * options.rows / min(alone)
-
-
-def _run(deployment: Deployment) -> float:
-    """Run the model over its table and return the rows per second from the request to the published generation."""
-    run_id = deployment.runs.request(MODEL, trigger=Trigger.CLI).run_id
-    wait_until(lambda: deployment.ledger.load(run_id).state.is_over, "the run")
-    run = deployment.ledger.load(run_id)
-    if run.state is not RunState.PUBLISHED or run.finished_at is None:
-        raise SystemExit(f"the run ended as {run.state}: {run.error}")
-    return run.rows_done / (run.finished_at - run.created_at)
 
 
 def _report(measured: Measured, options: argparse.Namespace) -> None:

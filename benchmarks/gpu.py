@@ -1,7 +1,7 @@
 """Rows per second and latency of each runtime on an NVIDIA GPU, against the bare loop of its library there.
 
-Each runtime's batch run goes through the whole product: Parquet, chunks, worker, Redis. `--device cpu` runs the same by
-the processors, which checks this file and measures no GPU.
+Each runtime's batch run goes through the whole product: Parquet, chunks, worker, Redis. Then a batch and a real-time
+worker share the device. `--device cpu` runs the same by the processors, which checks this file and measures no GPU.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,12 @@ from rig import formats
 from rig.bare_loops import LOOPS
 from rig.dataset import Dataset, entity_id, write_table
 from rig.report import machine, print_report
-from rig.stack import MODEL, ROOT, Stack, rows_per_s, temporary_folder
+from rig.stack import MODEL, ROOT, Stack, rows_per_s, run_once, temporary_folder
+
+from inference.deployment import Deployment
+from inference.redis.clients import WORKER
+from inference.settings import load_settings
+from tasks.broker import CeleryBroker
 
 #: what is measured → format, what Keras computes by, the library that must be there
 RUNTIMES = {
@@ -160,10 +166,36 @@ def _of_product(dataset: Dataset, backend: str | None, options: argparse.Namespa
             for row in range(WARM_UP_REQUESTS):  # the first may still meet an API that takes the workers for gone
                 _ask(client, row % dataset.rows)
             took = [_computed_ms(client, row % dataset.rows) for row in range(options.requests)]
+            shared = _while_runs_go_on(stack, client, options)
     return {
         "run_rows_per_s": run_rows_per_s,
         "miss_p50_ms": float(np.percentile(took, 50)),
         "miss_p99_ms": float(np.percentile(took, 99)),
+        **shared,
+        "ratio_shared_miss_p99": shared["shared_miss_p99_ms"] / float(np.percentile(took, 99)),
+        "ratio_shared_run_rate": shared["shared_run_rows_per_s"] / run_rows_per_s,
+    }
+
+
+def _while_runs_go_on(stack: Stack, client: httpx.Client, options: argparse.Namespace) -> dict[str, float]:
+    """Return the latency of misses and the rate of runs while both kinds of workers use the device."""
+    stack.start_workers("gpu", "maintenance")
+    took: list[float] = []
+    with (
+        Deployment(load_settings(stack.settings_file), WORKER, CeleryBroker) as deployment,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        run_once(deployment)  # the new worker's first calls are slow
+        rates = []
+        while len(took) < options.requests:
+            run = thread.submit(run_once, deployment)
+            while not run.done():
+                took.append(_computed_ms(client, len(took) % options.rows))
+            rates.append(run.result())
+    return {
+        "shared_run_rows_per_s": float(np.median(rates)),
+        "shared_miss_p50_ms": float(np.percentile(took, 50)),
+        "shared_miss_p99_ms": float(np.percentile(took, 99)),
     }
 
 
@@ -200,6 +232,14 @@ def _report(
         (
             f"The product: runs of {options.rows:,} rows, and misses one after the other; {network}",
             {"rows/s": "run_rows_per_s", "miss p50 ms": "miss_p50_ms", "miss p99 ms": "miss_p99_ms"},
+        ),
+        (
+            "Runs and misses at once, on one device; ratios by each alone",
+            {
+                "rows/s": "shared_run_rows_per_s", "ratio": "ratio_shared_run_rate",
+                "miss p50 ms": "shared_miss_p50_ms", "miss p99 ms": "shared_miss_p99_ms",
+                "p99 ratio": "ratio_shared_miss_p99",
+            },
         ),
     ):  # fmt: skip
         rows = [(name, *(own[key] for key in columns.values())) for name, own in measured.items()]

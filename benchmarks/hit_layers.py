@@ -192,7 +192,9 @@ async def _requests(deployment: Deployment, client: AsyncClient, recorder: HitRe
             request.begin(over.set)
         await over.wait()
         await asyncio.sleep(0)
-        if not all(request.hit() for request in requests):
+        for request in requests:
+            request.answer()
+        if any(request.body is None for request in requests):
             raise SystemExit("not every request was a hit")
 
     for _ in range(3):

@@ -20,6 +20,7 @@ from rig.wrk import write_answers
 #: numbers of connections among which the saturated rate is looked for; the last is used to hold the rate
 CONNECTIONS = (32, 64, 128)
 WARM_UP_S = 2.0
+LONE_S = 3.0
 TARGET_P99_MS = 20.0
 
 
@@ -32,11 +33,11 @@ def main() -> None:
         pq.write_table(pq.read_table(whole.table).slice(0, options.rows), scored.table)
         with Stack(folder, scored) as stack:
             prepare(stack, whole)
-            saturated, held = measure(stack, whole, options)
-    figures = _figures(saturated, held, options)
+            lone, saturated, held = measure(stack, whole, options)
+    figures = _figures(lone, saturated, held, options)
     title = f"{1 - options.miss_share:.0%} hits, {options.miss_share:.0%} misses, {options.rows:,} ids"
     headings = ["", "requests/s", "p50 ms", "p95 ms", "p99 ms", "share", "client"]
-    print_report(title, headings, _table(saturated, held), figures, as_json=options.json)
+    print_report(title, headings, _table(lone, saturated, held), figures, as_json=options.json)
 
 
 def prepare(stack: Stack, whole: Dataset) -> None:
@@ -51,27 +52,29 @@ def prepare(stack: Stack, whole: Dataset) -> None:
     stack.start_api()
 
 
-def measure(stack: Stack, whole: Dataset, options: argparse.Namespace) -> tuple[Trace, Trace]:
-    """Return the fastest load without a pace, and the median of those at half its rate."""
+def measure(stack: Stack, whole: Dataset, options: argparse.Namespace) -> tuple[Trace, Trace, Trace]:
+    """Return misses one after the other, the fastest load without a pace, and the median of those at half its rate."""
     first_miss = options.rows
 
-    def traced(connections: int, seconds: float, rate_rps: float = 0) -> Trace:
+    def traced(connections: int, seconds: float, rate_rps: float = 0, share: float = options.miss_share) -> Trace:
         nonlocal first_miss
-        mix = Mix(options.rows, first_miss, whole.rows - 1, options.miss_share)
+        mix = Mix(options.rows, first_miss, whole.rows - 1, share)
         answers = stack.folder / "answers.txt"
         trace = trace_load(stack.url, answers, mix, connections=connections, seconds=seconds, rate_rps=rate_rps)
         first_miss = trace.next_miss
         return trace
 
     traced(max(CONNECTIONS), WARM_UP_S)
+    lone = traced(1, LONE_S, share=1)
     saturated = max((traced(count, options.seconds) for count in CONNECTIONS), key=lambda trace: trace.rps)
     rounds = [traced(max(CONNECTIONS), WARM_UP_S + options.seconds, saturated.rps / 2) for _ in range(options.rounds)]
     by_p99 = sorted(rounds, key=lambda trace: float(np.percentile(trace.latency_ms(after_s=WARM_UP_S), 99)))
-    return saturated, by_p99[(len(by_p99) - 1) // 2]
+    return lone, saturated, by_p99[(len(by_p99) - 1) // 2]
 
 
-def _table(saturated: Trace, held: Trace) -> list[tuple[Any, ...]]:
+def _table(lone: Trace, saturated: Trace, held: Trace) -> list[tuple[Any, ...]]:
     rows: list[tuple[Any, ...]] = [
+        ("misses, one by one", lone.rps, *_percentiles(lone), None, f"{lone.client_core:.0%} of a core"),
         ("saturated", saturated.rps, *_percentiles(saturated), None, f"{saturated.client_core:.0%} of a core"),
         ("half of it", held.rps, *_percentiles(held, after_s=WARM_UP_S), None, f"{held.client_core:.0%} of a core"),
     ]
@@ -88,8 +91,9 @@ def _percentiles(trace: Trace, *outcomes: str, after_s: float = 0) -> tuple[floa
     return tuple(float(value) for value in np.percentile(latencies, [50, 95, 99]))
 
 
-def _figures(saturated: Trace, held: Trace, options: argparse.Namespace) -> dict[str, Any]:
+def _figures(lone: Trace, saturated: Trace, held: Trace, options: argparse.Namespace) -> dict[str, Any]:
     p50, p95, p99 = np.percentile(held.latency_ms(after_s=WARM_UP_S), [50, 95, 99]).tolist()
+    lone_p50 = float(np.percentile(lone.latency_ms(), 50))
     return {
         "rows": options.rows,
         "miss_share": options.miss_share,
@@ -100,6 +104,8 @@ def _figures(saturated: Trace, held: Trace, options: argparse.Namespace) -> dict
         "p95_ms": round(p95, 2),
         "p99_ms": round(p99, 2),
         "target_p99_ms": TARGET_P99_MS,
+        "lone_p50_ms": round(lone_p50, 2),
+        "ratio_p99_lone_p50": round(p99 / lone_p50, 2),
         # a part of the latency: no connection was free, or the generator had no core
         "sent_late_p99_ms": round(float(np.percentile(held.lateness_ms(WARM_UP_S), 99)), 2),
         "outcomes": {name: round(share, 5) for name, share in held.shares().items()},

@@ -192,13 +192,18 @@ def _seconds(url: str, rows: int, connections: int, pids: dict[str, int]) -> lis
 def _overload(
     url: str, rows: int, connections: int, seconds: float, query: str, budget_ms: int
 ) -> tuple[Pressure, Pressure]:
-    """Return what became of the load that is too much, and of the hits beside it."""
+    """Return what became of the load that is too much, and of the hits beside it.
+
+    The connections of the hits are there before the load: a server that accepts one connection in each turn of its
+    event loop, as the bare one does, has none for newcomers under it.
+    """
+    hits = Pressing(url, rows=rows, connections=HIT_CONNECTIONS, seconds=seconds, first_after_s=2)
+    time.sleep(1)
     pressing = Pressing(
         url, rows=rows, connections=connections * TIMES, seconds=seconds, query=query, budget_ms=budget_ms
     )
-    time.sleep(1)
-    hits = press(url, rows=rows, connections=HIT_CONNECTIONS, seconds=seconds - 2)
-    return pressing.finish(), hits
+    heard = hits.finish()
+    return pressing.finish(), heard
 
 
 def _cells(one: Pressure) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ from inference.errors import BrokerUnavailable
 from inference.features import FeatureContract, FeatureWriter
 from inference.features.fallbacks import FallbackChain, open_fallback
 from inference.models import ModelHost, ModelRegistry
-from inference.monitoring.counters import FALLBACKS, MinuteCounts
+from inference.monitoring.counters import FALLBACKS, HitRecorder, MinuteCounts, RecorderThread
 from inference.monitoring.parity import Parity
 from inference.monitoring.presence import Presence
 from inference.monitoring.queues import QueueState
@@ -238,6 +238,13 @@ class Deployment:
     def minute_counts(self) -> MinuteCounts:
         """Counts workers' results by the minute."""
         return MinuteCounts(self.cache, self.keys)
+
+    @BuiltOnce
+    def recorder(self) -> HitRecorder:
+        """Logs accesses, for processes without an event loop: a thread flushes it."""
+        thread = RecorderThread(self.async_cache(), self.keys, self.settings.models)
+        self._opened.callback(thread.stop)
+        return thread.recorder
 
     @BuiltOnce
     def presence(self) -> Presence:

@@ -1,11 +1,14 @@
-"""Reads the load of this process's GPUs from NVIDIA's library (NVML), if it is installed."""
+"""Reads the load of this process's GPUs from NVIDIA's library (NVML), if it is installed, and names their locks."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
+
+from inference.host_locks import lock_file
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,17 @@ class GpuUse:
     memory_used: int
     memory_total: int
     busy_share: float
+
+
+def lock_of_gpu(device: str) -> Path | None:
+    """Return the lock that real-time workers of this host share while they compute on this process's GPU.
+
+    `device`: a `Runtime.device`. Returns None for processors, and for an engine elsewhere.
+    """
+    if device.startswith(("cpu-", "remote ")):
+        return None
+    first, _, _ = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")
+    return lock_file(f"gpu-{first.strip().replace('/', '_')}")
 
 
 def gpu_use() -> tuple[GpuUse, ...]:

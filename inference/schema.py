@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -14,6 +14,9 @@ import numpy.typing as npt
 
 #: name → array whose first dimension is the rows. Text is an object array of `str`.
 Block = dict[str, npt.NDArray[Any]]
+
+#: the method of a signature that is neither to classify nor to regress
+PREDICT_METHOD = "tensorflow/serving/predict"
 
 
 class DType(StrEnum):
@@ -149,6 +152,83 @@ class Signature:
             tuple(TensorSpec.from_json(item) for item in data["inputs"]),
             tuple(TensorSpec.from_json(item) for item in data["outputs"]),
             tuple(data.get("columns", ())),  # records of older releases have none
+        )
+
+
+#: TensorFlow's names of types that differ from numpy's in capitals
+_GRAPH_DTYPES = {DType.FLOAT16: "DT_HALF", DType.FLOAT32: "DT_FLOAT", DType.FLOAT64: "DT_DOUBLE"}
+_BY_GRAPH_DTYPE = {_GRAPH_DTYPES.get(dtype, f"DT_{dtype.value.upper()}"): dtype for dtype in DType}
+
+
+@dataclass(frozen=True)
+class GraphTensor:
+    """One tensor of a `GraphSignature`.
+
+    `dtype`: TensorFlow's name, such as `DT_FLOAT`. `shape`: the whole shape, rows included; -1 is an unknown size, None
+    an unknown rank. `node`: its name in the graph, such as `x:0`.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] | None
+    node: str
+
+    @property
+    def element(self) -> DType | None:
+        """The type of its elements; None for one that numpy and JSON do not have."""
+        return _BY_GRAPH_DTYPE.get(self.dtype)
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether its first dimension is of any size."""
+        return self.shape is not None and self.shape[:1] == (-1,)
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Return whether a tensor of this shape, rows included, is as declared."""
+        wanted = self.shape
+        return wanted is None or (
+            len(wanted) == len(shape) and all(size in (-1, found) for size, found in zip(wanted, shape, strict=True))
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return vars(self) | {"shape": None if self.shape is None else list(self.shape)}
+
+    @classmethod
+    def of_rows(cls, spec: TensorSpec) -> GraphTensor:
+        """Return a tensor whose rows are as in `spec`."""
+        dtype = _GRAPH_DTYPES.get(spec.dtype, f"DT_{spec.dtype.value.upper()}")
+        return cls(spec.name, dtype, (-1, *spec.shape), f"{spec.name}:0")
+
+
+@dataclass(frozen=True)
+class GraphSignature:
+    """A signature as a SavedModel declares it: a function of named tensors, with or without rows.
+
+    `method`: such as `tensorflow/serving/predict`. `inputs` and `outputs` are ordered by name.
+    """
+
+    method: str
+    inputs: tuple[GraphTensor, ...]
+    outputs: tuple[GraphTensor, ...]
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the first dimension of every input and output is of any size."""
+        return all(tensor.has_rows for tensor in (*self.inputs, *self.outputs))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        inputs, outputs = ([one.to_json() for one in side] for side in (self.inputs, self.outputs))
+        return {"method": self.method, "inputs": inputs, "outputs": outputs}
+
+    @classmethod
+    def of_rows(cls, signature: Signature) -> GraphSignature:
+        """Return the signature of a model that computes rows."""
+        return cls(
+            PREDICT_METHOD,
+            tuple(map(GraphTensor.of_rows, signature.inputs)),
+            tuple(map(GraphTensor.of_rows, signature.model_outputs)),
         )
 
 

@@ -11,6 +11,7 @@ from celery import shared_task
 
 from inference.errors import DeadlineExceeded
 from inference.logs import bound
+from inference.monitoring.queues import SENT_AT_HEADER
 from inference.serving.jobs import run_part
 from tasks.celery_app import DeploymentTask
 
@@ -25,6 +26,15 @@ def _refuse_redelivered(task: DeploymentTask) -> None:
         raise DeadlineExceeded("the worker that took this task ended")
 
 
+def _log_accesses(task: DeploymentTask, result: dict[str, Any]) -> None:
+    """Log the entities that were answered, unless the API sent the message: it logs its own requests."""
+    if task.request.get(SENT_AT_HEADER) is not None:
+        return
+    answered = [one["entity_id"] for one in result["predictions"] if "error" not in one]
+    if answered:
+        task.deployment.recorder.record_asked(result["model"], answered)
+
+
 @shared_task(name="forecache.predict_entities", acks_late=False, bind=True)  # type: ignore[untyped-decorator]
 def predict_entities(
     self: DeploymentTask,
@@ -36,9 +46,11 @@ def predict_entities(
 ) -> dict[str, Any]:
     """Compute entities' predictions from their stored features, and store them unless there are overrides."""
     _refuse_redelivered(self)
-    return self.deployment.scorer.predict_entities(
+    result = self.deployment.scorer.predict_entities(
         model, [] if entity_ids is None else entity_ids, overrides=overrides, deadline=deadline, recompute=recompute
     )
+    _log_accesses(self, result)
+    return result
 
 
 @shared_task(name="forecache.predict_instances", acks_late=False, bind=True)  # type: ignore[untyped-decorator]
@@ -67,11 +79,18 @@ def predict_explained(
 
 @shared_task(name="forecache.predict_tensors", acks_late=False, bind=True)  # type: ignore[untyped-decorator]
 def predict_tensors(
-    self: DeploymentTask, model: str, inputs: dict[str, Any], version: int | None = None, deadline: float | None = None
+    self: DeploymentTask,
+    model: str,
+    inputs: dict[str, Any],
+    version: int | None = None,
+    deadline: float | None = None,
+    signature: str | None = None,
 ) -> dict[str, Any]:
     """Compute a model's own input tensors, for a client of another serving protocol."""
     _refuse_redelivered(self)
-    return self.deployment.tensor_scorer.predict_tensors(model, inputs, version=version, deadline=deadline)
+    return self.deployment.tensor_scorer.predict_tensors(
+        model, inputs, version=version, deadline=deadline, signature=signature
+    )
 
 
 @shared_task(name="forecache.predict_job_part", acks_late=False, ignore_result=True, bind=True)  # type: ignore[untyped-decorator]

@@ -6,7 +6,6 @@ Runs as a process of its own, so that its caller needs no TensorFlow. A refused 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -16,9 +15,6 @@ from inference.errors import ForecacheError
 from inference.models.loading import inspect_versions, newest_signatures, records_to_json, signatures_to_json
 from inference.models.runtimes import LoadOptions
 from inference.models.versions import Wanted
-
-#: the niceness of this process: those that serve requests go first
-_POLITENESS = 10
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,7 +31,6 @@ def main(argv: Sequence[str]) -> int:
         signature=arguments.signature,
         engine_hosts=None if arguments.engine_hosts is None else tuple(filter(None, arguments.engine_hosts.split(","))),
     )
-    os.nice(_POLITENESS)
     try:
         if arguments.signatures:
             print(signatures_to_json(newest_signatures(arguments.path.absolute(), options)))  # noqa: T201

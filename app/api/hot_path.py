@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from contextvars import copy_context
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, unquote_to_bytes
 
@@ -19,19 +21,27 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.access import AccessControl
 from app.api.problems import defects, documented, respond_to_defect, respond_to_error
-from app.api.requests import ClientWatch, as_bad_input, check_query, header_of, with_request_id
+from app.api.requests import (
+    ClientWatch,
+    as_bad_input,
+    begin_request,
+    check_query,
+    header_of,
+    headers_of_others,
+    with_request_id,
+)
 from app.api.schemas import ENTITY_ID_SCHEMA, ExplainableTerms, ExplainedBody
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, ForecacheError
 from inference.logs import RequestId
-from inference.serving import PredictionService
+from inference.serving import Answer, PredictionService
 from inference.serving.service import Request
 
 PREFIX = "/predict/"
 CONTENT_TYPE = (b"content-type", b"application/json")
 _PARAMETERS = frozenset(ExplainableTerms.model_fields)
-#: first line of a request for an id of plain characters, without a query
-_PLAIN_LINE = re.compile(rb"GET (/predict/[\w.:~-]{1,512}) HTTP/1\.1")
+#: first line of a request for an id of plain characters: path and query
+_PLAIN_LINE = re.compile(rb"GET (/predict/[\w.:~-]{1,512})(\?[\w.:~=&-]{0,512})? HTTP/1\.1")
 #: key in the scope: the server leaves a request there that it has already begun
 BEGUN = "forecache.begun"
 
@@ -52,37 +62,39 @@ def has_any(scope: Scope, headers: frozenset[bytes]) -> bool:
 def repeated_target(data: bytes, before: bytes) -> bytes:
     """Return the target of a request that equals the one before it, byte by byte, but for its id.
 
-    Empty if it does not, or if either is more or less than one head, has a query, or an id of unusual characters.
+    Empty if it does not, or if either is more or less than one head, or has unusual characters in its id or query.
     """
     headers = before[before.find(b"\r\n") :]
     if not data.endswith(headers) or headers.find(b"\r\n\r\n") != len(headers) - 4:
         return b""
     line = _PLAIN_LINE.fullmatch(data, 0, len(data) - len(headers))
-    is_plain = line and _PLAIN_LINE.fullmatch(before, 0, len(before) - len(headers))
-    return line[1] if line and is_plain else b""
+    earlier = line and _PLAIN_LINE.fullmatch(before, 0, len(before) - len(headers))
+    return line[1] if line and earlier and line[2] == earlier[2] else b""
 
 
 class HotRequest:
-    """Answers one request; a hit needs no coroutine.
+    """Answers one request; only one that waits for a worker needs a coroutine.
 
-    Call `begin`, then `hit` after the look-up, then `finish` if there was no hit.
+    Call `begin`, then `answer` after the look-up, then `finish` if there is neither `body` nor `error`, or if they are
+    to be sent as an ASGI application does.
     """
 
-    __slots__ = ("_access", "_body", "_error", "_explain", "_request", "_scope", "_service", "write")
+    __slots__ = ("_access", "_explain", "_request", "_scope", "_service", "body", "error", "write")
 
     def __init__(self, service: PredictionService, access: AccessControl, scope: Scope) -> None:
         self._service = service
         self._access = access
         self._scope = scope
         self._request: Request | None = None
-        self._body: bytes | None = None
-        self._error: Exception | None = None
         self._explain = False
+        #: the answer: the body of a prediction, or an error; None while there is none
+        self.body: bytes | None = None
+        self.error: Exception | None = None
         #: writes a body with its head at once; returns False if it cannot. None on a server that is not ours
         self.write: Callable[[bytes], bool] | None = None
 
     def begin(self, tell: Callable[[], None]) -> bool:
-        """Check the request and begin its look-up. Return False if it is refused; `finish` says why.
+        """Check the request and begin its look-up. Return False if it is refused; `error` says why.
 
         `tell`: called once when the look-up ends, never within this call.
         """
@@ -96,62 +108,82 @@ class HotRequest:
             self._request = self._service.look_up(
                 model, (entity_id,), tell, max_staleness_s=max_staleness_s, timeout_s=timeout_s
             )
-        except Exception as error:  # noqa: BLE001 - `finish` tells it, whatever it is
-            self._error = error
+        except Exception as error:  # noqa: BLE001 - the response tells it, whatever it is
+            self.error = error
             return False
         return True
 
-    def hit(self) -> bytes | None:
-        """Return the body of the answer from the store; None if `finish` has to answer."""
+    def answer(self) -> None:
+        """Set `body` or `error` after the look-up, unless a worker has to compute the answer."""
+        if self._request is None or self._explain:
+            return
         try:
-            hits = None if self._request is None or self._explain else self._service.hits(self._request)
-            self._body = None if hits is None else hits[0].to_json_text()
+            answers = self._service.hits(self._request) or self._service.answers_at_once(self._request)
+            if answers is not None:
+                self.body = _body_of(answers[0])
         except Exception as error:  # noqa: BLE001 - see above
-            self._error = error
-        return self._body
+            self.error = error
+
+    def refusal(self) -> Response:
+        """Return the response to `error`, with all of its headers, for a request that has no task."""
+        # in a context of its own: the look-up that is shared with others must not be for this request
+        return copy_context().run(self._refusal)
+
+    def _refusal(self) -> Response:
+        request = begin_request(self._scope)
+        response = self._response()
+        response.raw_headers.extend(headers_of_others(request))
+        return response
 
     async def finish(self, scope: Scope, receive: Receive, send: Send, request: RequestId) -> None:
         """Send the answer: from the store, computed within the budget, or an error."""
         with ClientWatch(receive) as client:
-            answered = await self._respond()
+            await self._complete()
         if client.gone:
             return
-        if isinstance(answered, Response):
-            await answered(scope, receive, with_request_id(send, request))
+        body = self.body
+        if body is None:
+            await self._response()(scope, receive, with_request_id(send, request))
             return
-        if self.write is not None and self.write(answered):
+        if self.write is not None and self.write(body):
             return
-        headers = [CONTENT_TYPE, (b"content-length", b"%d" % len(answered))]
+        headers = [CONTENT_TYPE, (b"content-length", b"%d" % len(body))]
         if request.is_named:
             headers.append(header_of(request))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": answered})
+        await send({"type": "http.response.body", "body": body})
 
-    async def _respond(self) -> Response | bytes:
-        """Return the body of the answer, or the response for an error."""
+    async def _complete(self) -> None:
+        """Set `body` or `error` if neither is set: have the answer computed, or the features explained."""
+        if self.body is not None or self.error is not None:
+            return
+        assert self._request is not None  # noqa: S101 - tells mypy what `begin` promises
         try:
-            return await self._answer()
-        except ForecacheError as error:
-            return respond_to_error(error)
-        except ValidationError as error:
-            return respond_to_error(as_bad_input(error.errors(include_url=False)))
-        except Exception as error:  # noqa: BLE001 - `tell_each` logs it
-            defects.tell_each(error)
-            return respond_to_defect()
-
-    async def _answer(self) -> bytes:
-        if self._error is not None:
-            raise self._error
-        if self._body is None:
-            assert self._request is not None  # noqa: S101 - tells mypy what `begin` promises
             if self._explain:
                 explained, explanation = await self._service.explain(self._request)
-                return b'%b,"explanation":%b}' % (explained.to_json_text()[:-1], orjson.dumps(explanation))
-            [answer] = await self._service.complete(self._request)
-            if isinstance(answer, ForecacheError):
-                raise answer
-            return answer.to_json_text()
-        return self._body
+                self.body = b'%b,"explanation":%b}' % (explained.to_json_text()[:-1], orjson.dumps(explanation))
+            else:
+                [answer] = await self._service.complete(self._request)
+                self.body = _body_of(answer)
+        except Exception as error:  # noqa: BLE001 - the response tells it, whatever it is
+            self.error = error
+
+    def _response(self) -> Response:
+        """Return the response to `error`."""
+        error = self.error
+        if isinstance(error, ForecacheError):
+            return respond_to_error(error)
+        if isinstance(error, ValidationError):
+            return respond_to_error(as_bad_input(error.errors(include_url=False)))
+        assert error is not None  # noqa: S101 - tells mypy what `finish` promises
+        defects.tell_each(error)
+        return respond_to_defect()
+
+
+def _body_of(answer: Answer | ForecacheError) -> bytes:
+    if isinstance(answer, ForecacheError):
+        raise answer
+    return answer.to_json_text()
 
 
 async def predict_one(
@@ -164,10 +196,11 @@ async def predict_one(
         hot = HotRequest(service, access, scope)
         if hot.begin(over.set):
             await over.wait()
-            hot.hit()
+            hot.answer()
     await hot.finish(scope, receive, send, request)
 
 
+@lru_cache(maxsize=64)  # clients repeat their queries: parsing one takes as long as a look-up
 def _terms(raw_query: bytes) -> tuple[str | None, float | None, float | None, str | None]:
     sent = parse_qsl(raw_query.decode("latin-1"), keep_blank_values=True)
     found = dict(sent)

@@ -12,8 +12,9 @@ from fastapi import Request
 from app.api.requests import ClientWatch
 from inference.errors import NotFound, StoreUnavailable, quoted
 from inference.models import VersionRecord
+from inference.protocols.tensors import most_rows
 from inference.schema import Block
-from inference.serving import Outputs, PredictionService
+from inference.serving import ModelCall, Outputs, PredictionService
 from inference.serving.model_service import TableReader
 
 #: a worker's knowledge of the active version may be as old
@@ -89,7 +90,7 @@ class ModelCards:
 
 
 async def compute(
-    request: Request, service: PredictionService, model: str, inputs: Block, version: int | None
+    request: Request, service: PredictionService, model: str, inputs: Block, call: ModelCall
 ) -> Outputs | None:
     """Return a model's outputs for tensors; None if the client has hung up meanwhile.
 
@@ -97,8 +98,7 @@ async def compute(
         RateLimited, TooHeavy: as `AccessControl.charge` says of the rows.
         ForecacheError: as `PredictionService.predict_tensors` says.
     """
-    rows = max((len(tensor) for tensor in inputs.values() if tensor.ndim), default=0)
-    request.app.access.charge(request.scope, rows=rows)
+    request.app.access.charge(request.scope, rows=most_rows(inputs))
     with ClientWatch(request.receive):
-        return await service.predict_tensors(model, inputs, version=version)
+        return await service.predict_tensors(model, inputs, call)
     return None

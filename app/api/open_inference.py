@@ -16,6 +16,7 @@ from inference.errors import BadInput, NotFound, cut
 from inference.models import VersionRecord
 from inference.protocols import open_inference as protocol
 from inference.protocols.tensors import MOST_VERSION, bytes_of, render, whole_number
+from inference.serving import ModelCall
 from inference.stored_data import installed_release
 
 #: bytes of JSON in a body, in front of binary tensors
@@ -163,7 +164,7 @@ async def infer(request: Request, process: Process, model: str, version: _Versio
     record = await _record(process, model, version)
     asked = await beside_loop(size, protocol.infer_request, model, document, binary, record.signature)
     try:
-        outputs = await compute(request, process.service, model, asked.tensors, version)
+        outputs = await compute(request, process.service, model, asked.tensors, ModelCall(version))
     except NotFound as error:
         raise _unknown(model, version) from error
     if outputs is None:
@@ -184,6 +185,8 @@ async def _record(process: ApiProcess, model: str, version: int | None) -> Versi
         raise _unknown(model, None) from error
     if record is None:
         raise _unknown(model, version)
+    if not record.computes_rows:
+        raise BadInput(f"model '{model}' computes no rows: call its signatures under /v1")
     return record
 
 

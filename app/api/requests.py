@@ -44,12 +44,17 @@ def header_of(request: RequestId) -> tuple[bytes, bytes]:
     return ID_HEADER, str(request).encode()
 
 
+def headers_of_others(request: RequestId) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers of all answers but plain predictions: the request's id, and a ban on frames of other sites."""
+    return header_of(request), _NOT_FRAMED
+
+
 def with_request_id(send: Send, request: RequestId) -> Send:
-    """Return `send` that adds headers to the answer: the request's id, and a ban on frames of other sites' pages."""
+    """Return `send` that adds `headers_of_others` to the answer."""
 
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), header_of(request), _NOT_FRAMED]
+            message["headers"] = [*message.get("headers", ()), *headers_of_others(request)]
         await send(message)
 
     return send_with_headers

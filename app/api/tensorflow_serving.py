@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +14,16 @@ from app.api.models import compute
 from app.api.problems import documented_errors, respond_to_options, without_folders
 from app.api.process import ApiProcess
 from app.api.request_bodies import beside_loop, read_body
-from inference.errors import BadInput, NotFound, cut
+from inference.errors import BadInput, ForecacheError, NotFound, cut
 from inference.models import VersionRecord
+from inference.protocols import tensorflow_calls as calls
 from inference.protocols import tensorflow_examples as examples_protocol
 from inference.protocols import tensorflow_serving as protocol
+from inference.protocols.tensorflow_calls import SignatureCall
 from inference.protocols.tensorflow_serving import Method, ModelUrl, VersionStatus
 from inference.protocols.tensors import bytes_of, render
 from inference.schema import Block
+from inference.serving import ModelCall
 
 
 class TensorFlowServingApi:
@@ -49,7 +53,7 @@ async def _respond(request: Request, process: ApiProcess) -> Response:
             return await _examples(request, path, process)
         case Method.METADATA:
             record = await _record(path, process)
-            body = protocol.metadata(path.model, record.version, record.signature)
+            body = protocol.metadata(path.model, record.version, record.all_signatures())
         case Method.STATUS:
             body = protocol.status(await _status(path, process))
     return _json(render(body))
@@ -75,11 +79,10 @@ async def _without_label(path: ModelUrl, process: ApiProcess) -> ModelUrl:
 
 async def _predict(request: Request, path: ModelUrl, process: ApiProcess) -> Response:
     document, size = await _document(request)
-    protocol.signature_of(document)
-    record = await _record(path, process)
-    served = process.settings.models[path.model].signature
-    tensors, by_row = await beside_loop(size, protocol.tensors_of, document, record.signature.inputs, served=served)
-    outputs = await _compute(request, path, process, tensors)
+    call = await _call(path, process, protocol.signature_of(document), protocol.unknown_signature)
+    tensors, by_row = await beside_loop(size, protocol.tensors_of, document, call.declared.inputs)
+    protocol.check_types(call.declared.outputs)
+    outputs = await _compute(request, path, process, call, tensors)
     if outputs is None:
         return _gone()
     return _json(await beside_loop(bytes_of(outputs), protocol.predict_answer, outputs, by_row=by_row))
@@ -87,15 +90,16 @@ async def _predict(request: Request, path: ModelUrl, process: ApiProcess) -> Res
 
 async def _examples(request: Request, path: ModelUrl, process: ApiProcess) -> Response:
     document, size = await _document(request)
+    name = protocol.signature_of(document)
     examples = await beside_loop(size, examples_protocol.read_examples, document)
-    record = await _record(path, process)
+    call = await _call(path, process, name, examples_protocol.unknown_signature)
     classify = path.method is Method.CLASSIFY
-    (examples_protocol.check_classify if classify else examples_protocol.check_regress)(document, record.signature)
-    outputs = await _compute(request, path, process, examples_protocol.example_tensors(examples))
+    (calls.check_classify if classify else calls.check_regress)(call.declared)
+    outputs = await _compute(request, path, process, call, calls.example_tensors(examples))
     if outputs is None:
         return _gone()
     answer = examples_protocol.classify_answer if classify else examples_protocol.regress_answer
-    return _json(await beside_loop(bytes_of(outputs), answer, outputs))
+    return _json(await beside_loop(bytes_of(outputs), answer, outputs, len(examples)))
 
 
 async def _document(request: Request) -> tuple[dict[str, Any], int]:
@@ -104,13 +108,33 @@ async def _document(request: Request) -> tuple[dict[str, Any], int]:
     return await beside_loop(len(body), protocol.read_document, body), len(body)
 
 
-async def _compute(request: Request, path: ModelUrl, process: ApiProcess, tensors: Block) -> Block | None:
+async def _call(
+    path: ModelUrl, process: ApiProcess, name: str, unknown: Callable[[str], ForecacheError]
+) -> SignatureCall:
+    """Return the way to call the signature of that name.
+
+    Raises:
+        NotFound: there is no such model or version, or no active version yet.
+        ForecacheError: `unknown`, if the model has no such signature.
+    """
+    record = await _record(path, process)
+    call = record.signature_call(name, chosen=process.settings.models[path.model].signature)
+    if call is None:
+        raise unknown(name)
+    return call
+
+
+async def _compute(
+    request: Request, path: ModelUrl, process: ApiProcess, call: SignatureCall, tensors: Block
+) -> Block | None:
     """Return the outputs; None if the client has hung up meanwhile."""
+    prepared = call.prepare(tensors)
+    asked = ModelCall(path.version, call.name, prepared.splits)
     try:
-        outputs = await compute(request, process.service, path.model, tensors, path.version)
+        outputs = await compute(request, process.service, path.model, prepared.tensors, asked)
     except NotFound as error:
         raise _not_found(path) from error
-    return None if outputs is None else outputs.tensors
+    return None if outputs is None else call.finish(outputs.tensors, prepared)
 
 
 async def _record(path: ModelUrl, process: ApiProcess) -> VersionRecord:

@@ -15,6 +15,7 @@ from app.cli import (
     batch,
     bench,
     cost,
+    curves,
     doctor,
     features,
     hits,
@@ -55,6 +56,7 @@ for command in (
     hits.hits,
     bench.bench,
     cost.cost,
+    curves.curves,
     advise.advise,
     simulate.simulate,
 ):
@@ -142,6 +144,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "forecache cost --entities 1e6 --rps 100 --peak-rps 300 --hit-rate 0.95 --instance-type g5.xlarge",
         "forecache cost delay --picture cost.png",
     ),
+    "curves": ("forecache curves", "forecache curves delay --picture curves.png", "forecache curves delay --json"),
     "advise": (
         "forecache advise",
         "forecache advise delay --latency-ms 50 --max-staleness-hours 24 --cost-matters --explain",

@@ -9,6 +9,7 @@ import typer
 
 from app.cli.context import AnyModel, load_settings, models_of, with_options
 from app.cli.cost import InstanceType, Prices, measured_of
+from app.cli.curves import print_summary
 from app.cli.output import AsJson, cell_text, note, print_fields, print_json, print_rows
 from inference.economics.inputs import FIELDS, Basis, Figure, check_figure, complete_figures, option_of
 from inference.economics.rules import FACTS, Approach, check_fact, gather_facts
@@ -109,6 +110,7 @@ def _print(advice: Advice, *, explain: bool) -> None:
     else:
         print_fields({name.replace("_", " "): number.value for name, number in advice.numbers.items()})
     typer.echo("")
+    print_summary(advice.curves)
 
 
 # --- the settings file ---

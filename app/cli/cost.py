@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -174,7 +175,7 @@ def _sentences(shown: Estimate, inputs: CostInputs) -> list[str]:
 # --- the picture ---
 
 #: colours that the colour-blind can tell apart: Okabe and Ito
-_BATCH, _REALTIME, _HYBRID, _INK, _GRID = "#009e73", "#d55e00", "#0072b2", "#333333", "#dddddd"
+BATCH, REALTIME, HYBRID, INK, GRID = "#009e73", "#d55e00", "#0072b2", "#333333", "#dddddd"
 _LOWER, _HIGHER = "#56b4e9", "#e69f00"
 _BARS, _FEWEST_ROWS = 8, 5
 #: a bar shorter than this share of the longest is too short to see
@@ -183,6 +184,22 @@ _SHORTEST = 0.01
 
 def draw_cost(inputs: CostInputs, file: Path, *, currency: str) -> None:
     """Draw two charts into one file: cost against traffic, and what moves the total. Writes the whole file or none.
+
+    Raises:
+        SettingsError: the file's name does not end in .png or .svg, or matplotlib is not installed.
+        BadInput: the file cannot be written.
+    """
+
+    def paint(canvas: Any) -> None:
+        left, right = canvas.subplots(1, 2, width_ratios=(1.25, 1))
+        _draw_curve(left, inputs, currency)
+        _draw_tornado(right, inputs, currency)
+
+    draw(paint, file, (12, 4.8))
+
+
+def draw(paint: Callable[[Any], None], file: Path, inches: tuple[float, float]) -> None:
+    """Have `paint` draw on matplotlib's canvas, and write it whole or not at all. `inches`: width and height.
 
     Raises:
         SettingsError: the file's name does not end in .png or .svg, or matplotlib is not installed.
@@ -199,10 +216,8 @@ def draw_cost(inputs: CostInputs, file: Path, *, currency: str) -> None:
     unfinished = file.with_name(f".{file.name}.new{file.suffix}")
     # text stays text, and the same input gives the same file
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "forecache", "font.size": 10}):
-        canvas = Canvas(figsize=(12, 4.8), layout="constrained")
-        left, right = canvas.subplots(1, 2, width_ratios=(1.25, 1))
-        _draw_curve(left, inputs, currency)
-        _draw_tornado(right, inputs, currency)
+        canvas = Canvas(figsize=inches, layout="constrained")
+        paint(canvas)
         try:
             canvas.savefig(unfinished, dpi=150, metadata={"Date": None} if suffix == ".svg" else None)
             unfinished.replace(file)
@@ -215,9 +230,9 @@ def _draw_curve(axes: Any, inputs: CostInputs, currency: str) -> None:
     from inference.economics.curves import break_even, cost_curve
 
     curve, even = cost_curve(inputs), break_even(inputs)
-    axes.plot(curve.requests, curve.realtime, color=_REALTIME, linewidth=2, label="real time")
-    axes.plot(curve.requests, curve.hybrid, color=_HYBRID, linewidth=2, linestyle=(0, (5, 2)), label="hybrid")
-    axes.plot(curve.requests, curve.batch, color=_BATCH, linewidth=2, label="batch")
+    axes.plot(curve.requests, curve.realtime, color=REALTIME, linewidth=2, label="real time")
+    axes.plot(curve.requests, curve.hybrid, color=HYBRID, linewidth=2, linestyle=(0, (5, 2)), label="hybrid")
+    axes.plot(curve.requests, curve.batch, color=BATCH, linewidth=2, label="batch")
     marks = (
         (curve.now, "today", "-"),
         (even.whole, "break-even", ":"),
@@ -225,11 +240,11 @@ def _draw_curve(axes: Any, inputs: CostInputs, currency: str) -> None:
     )
     for at, name, style in marks:
         if at > 0:  # the legend stands above the lines
-            axes.axvline(at, ymax=0.68, color=_INK, linewidth=1, linestyle=style, label=f"{name}, {at:.3g}")
+            axes.axvline(at, ymax=0.68, color=INK, linewidth=1, linestyle=style, label=f"{name}, {at:.3g}")
     axes.set(xscale="log", yscale="log", xlabel="requests per entity and day", ylabel=f"{currency} a day")
     axes.set_title("Cost against traffic", loc="left", fontweight="bold")
     axes.legend(frameon=False, fontsize=9, loc="upper left")
-    _tidy(axes)
+    tidy(axes)
 
 
 def _draw_tornado(axes: Any, inputs: CostInputs, currency: str) -> None:
@@ -243,17 +258,18 @@ def _draw_tornado(axes: Any, inputs: CostInputs, currency: str) -> None:
         label = f"{SWING:.0%} {'lower' if name == 'at_low' else 'higher'}"
         axes.barh(range(len(swings)), widths, left=now, color=colour, height=0.6, label=label)
     axes.set_yticks(range(len(swings)), [swing.name.replace("_", " ") for swing in swings])
-    axes.axvline(now, color=_INK, linewidth=1)
+    axes.axvline(now, color=INK, linewidth=1)
     axes.set(xlabel=f"hybrid, {currency} a day (now {now:.4g})")
     axes.set_title("What moves the hybrid total", loc="left", fontweight="bold")
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     # the longest bar on top; a few bars are no fatter than many
     axes.set_ylim(len(swings) - max(len(swings), _FEWEST_ROWS) - 1, len(swings) - 0.4)
-    _tidy(axes)
+    tidy(axes)
 
 
-def _tidy(axes: Any) -> None:
-    axes.grid(axis="x", color=_GRID, linewidth=0.7)
+def tidy(axes: Any) -> None:
+    """Leave only what helps to read a chart."""
+    axes.grid(axis="x", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

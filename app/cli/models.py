@@ -279,10 +279,29 @@ def _described(record: dict[str, Any]) -> dict[str, Any]:
         "format": record["format"],
         "inputs": ", ".join(map(_tensor, signature["inputs"])),
         "outputs": ", ".join(map(_tensor, signature["outputs"])),
+        **_signatures(record),
         "features": ", ".join(feature["name"] for feature in features),
         **_groups(record["contract"]),
         "fingerprint": record["fingerprint"],
     }
+
+
+def _signatures(record: dict[str, Any]) -> dict[str, str]:
+    """Return a line for each signature of a SavedModel, its own first; empty for other formats."""
+    own = record["own_signature"]
+    names = sorted(record["signatures"], key=lambda name: (name != own, name))
+    return {f"signature {name}": _signature(record["signatures"][name]) for name in names}
+
+
+def _signature(declared: dict[str, Any]) -> str:
+    method = declared["method"].rpartition("/")[2]
+    sides = (", ".join(map(_graph_tensor, declared[side])) for side in ("inputs", "outputs"))
+    return f"{method}, {' → '.join(sides)}"
+
+
+def _graph_tensor(declared: dict[str, Any]) -> str:
+    kind = declared["dtype"].removeprefix("DT_").lower()
+    return f"{declared['name']} {kind}{'[?]' if declared['shape'] is None else declared['shape']}"
 
 
 def _groups(contract: dict[str, Any]) -> dict[str, str]:

@@ -239,7 +239,10 @@ class Onboarding:
         ready = [version for version, record in records.items() if record.state == "ready"]
         if not ready:
             raise ModelError(str(records[max(records)].error), field="path")
-        return records[max(ready)]
+        newest = records[max(ready)]
+        if not newest.computes_rows:
+            raise ModelError(str(newest.unproven), field="path")
+        return newest
 
     def _choice(self, subject: Subject) -> tuple[str, str] | None:
         try:

@@ -1,5 +1,6 @@
 -- More load than a server can take: answers, fallbacks and refusals are all right, and are counted. Arguments: rows, query,
--- milliseconds after which an answer is late.
+-- milliseconds after which an answer is late, milliseconds from the opening of connections to the first requests, the
+-- number of connections.
 local threads = {}
 
 function setup(thread)
@@ -9,10 +10,19 @@ end
 
 function init(args)
   rows, query, late_ms = tonumber(args[1]), args[2], tonumber(args[3])
+  if tonumber(args[4]) > 0 then hold_first(tonumber(args[4]), tonumber(args[5])) end
   answered, fallback, shed, wrong = 0, 0, 0, 0
   math.randomseed(os.time() * 1000 + seed)
   head = "GET /predict/user_"
   tail = query .. " HTTP/1.1\r\nHost: " .. wrk.host .. ":" .. wrk.port .. "\r\n\r\n"
+end
+
+function hold_first(first_ms, connections)
+  local held = 0
+  function delay()
+    held = held + 1
+    return held <= connections and first_ms or 0
+  end
 end
 
 function request()

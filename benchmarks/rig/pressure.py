@@ -38,10 +38,21 @@ class Pressure:
 
 
 class Pressing:
-    """A generator at work on `/predict/{id}` of ids drawn uniformly from `rows`."""
+    """A generator at work on `/predict/{id}` of ids drawn uniformly from `rows`.
+
+    `first_after_s`: connections are opened at once, and ask for the first time so much later.
+    """
 
     def __init__(
-        self, url: str, *, rows: int, connections: int, seconds: float, query: str = "", budget_ms: int = 10_000
+        self,
+        url: str,
+        *,
+        rows: int,
+        connections: int,
+        seconds: float,
+        query: str = "",
+        budget_ms: int = 10_000,
+        first_after_s: float = 0.0,
     ) -> None:
         wrk = shutil.which("wrk")
         if wrk is None:
@@ -49,7 +60,7 @@ class Pressing:
         self._process = subprocess.Popen(
             [
                 wrk, "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "30s", "-s", str(_SCRIPT), url,
-                "--", str(rows), query, str(budget_ms + GRACE_MS),
+                "--", str(rows), query, str(budget_ms + GRACE_MS), str(first_after_s * 1000), str(connections),
             ],
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip

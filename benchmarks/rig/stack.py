@@ -20,6 +20,7 @@ import httpx
 import redis
 
 from app.local.embedded_redis import find_binary
+from inference.batch import RunState, Trigger
 from inference.deployment import Deployment
 from inference.errors import SettingsError
 from inference.redis.clients import WORKER
@@ -263,3 +264,13 @@ def rows_per_s(run: dict[str, Any]) -> float:
     """Return the run's rate from the request to the published generation."""
     took = datetime.fromisoformat(run["finished_at"]) - datetime.fromisoformat(run["created_at"])
     return float(run["rows_done"] / took.total_seconds())
+
+
+def run_once(deployment: Deployment) -> float:
+    """Run the model over its table and return the rows per second from the request to the published generation."""
+    run_id = deployment.runs.request(MODEL, trigger=Trigger.CLI).run_id
+    wait_until(lambda: deployment.ledger.load(run_id).state.is_over, "the run", RUN_TIMEOUT_S)
+    run = deployment.ledger.load(run_id)
+    if run.state is not RunState.PUBLISHED or run.finished_at is None:
+        raise SystemExit(f"the run ended as {run.state}: {run.error}")
+    return run.rows_done / (run.finished_at - run.created_at)

@@ -7,6 +7,7 @@ matter.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -35,6 +36,8 @@ MAX_ATTEMPTS = 5
 KEEP_RUNS, KEEP_SLOTS, KEEP_RECORD_S = 200, 200, 30 * 86400
 #: for how long the ids of a partial run wait for its plan
 _KEEP_ENTITIES_S = 86400
+#: the limit for a chunk's histogram; one of 20 000 bins takes 300 KB
+_MOST_BINS_BYTES = 64 << 20
 #: HSET takes this many chunks or files of a plan at once
 _PIECE = 5_000
 
@@ -312,16 +315,11 @@ class Ledger:
     ) -> Progress | None:
         """Record a chunk's result, once; None when the claim is lost or another worker finished the chunk.
 
-        `histogram`: output → counts of its predictions, which are added to the run's.
+        `histogram`: output → counts of its predictions.
         """
-        keys = [self._keys.run(claim.run_id), *self._parts(claim.run_id, "claims", "done", "sent", "histogram")]
-        counts = [
-            part
-            for output, bins in (histogram or {}).items()
-            for at, count in bins.items()
-            for part in (f"{output}:{at}", count)
-        ]
-        answer = self._run("finish", keys, [claim.chunk, claim.token, json.dumps(result), rows, quarantined, *counts])
+        keys = [self._keys.run(claim.run_id), *self._parts(claim.run_id, "claims", "done", "sent", "bins")]
+        bins = zlib.compress(orjson.dumps(histogram, option=orjson.OPT_NON_STR_KEYS), 1) if histogram else b""
+        answer = self._run("finish", keys, [claim.chunk, claim.token, json.dumps(result), rows, quarantined, bins])
         return Progress(*answer[1:]) if answer[0] else None
 
     def results(self, run_id: str) -> dict[int, dict[str, Any]]:
@@ -332,13 +330,33 @@ class Ledger:
 
     def histogram(self, run_id: str) -> dict[str, dict[int, int]]:
         """Return output → counts of the finished chunks' predictions; empty when Redis has forgotten them."""
-        counts = self._client.hgetall(self._keys.run_part(run_id, "histogram"))
+        with self._client.pipeline(transaction=False) as pipe:
+            for key in self._parts(run_id, "histogram", "bins"):
+                pipe.hgetall(key)
+            added_up, of_chunks = pipe.execute()
         found: dict[str, dict[int, int]] = {}
         with reading(f"the histogram of run {run_id}"):
-            for name, count in counts.items():
+            for name, count in added_up.items():
                 output, _, at = name.decode().rpartition(":")
                 found.setdefault(output, {})[int(at)] = int(count)
+            for packed in of_chunks.values():
+                bins_of = orjson.loads(zlib.decompressobj().decompress(packed, _MOST_BINS_BYTES))
+                for output, bins in bins_of.items():
+                    counts = found.setdefault(output, {})
+                    for at, count in bins.items():
+                        counts[int(at)] = counts.get(int(at), 0) + int(count)
         return found
+
+    def add_up_histogram(self, run_id: str) -> None:
+        """Keep one histogram in place of one for each chunk. May run twice."""
+        whole, bins = self._parts(run_id, "histogram", "bins")
+        found = self.histogram(run_id)
+        counts = {f"{output}:{at}": count for output, of_output in found.items() for at, count in of_output.items()}
+        if counts:
+            with self._client.pipeline(transaction=True) as pipe:
+                pipe.delete(bins)
+                pipe.hset(whole, mapping=counts)
+                pipe.execute()
 
     def chunk_states(self, run_id: str) -> ChunkStates:
         """Return which chunks are done, which a worker holds, and which wait for a worker."""
@@ -367,7 +385,7 @@ class Ledger:
             self._keys.run(run.run_id),
             self._keys.active_run(run.model),
             # not the plan: only workers may write it, and it expires from the start
-            *self._parts(run.run_id, "claims", "done", "sent", "histogram"),
+            *self._parts(run.run_id, "claims", "done", "sent", "bins", "histogram"),
         ]
 
     def _parts(self, run_id: str, *parts: str) -> list[str]:

@@ -184,12 +184,13 @@ class RunTables:
 
 @dataclass(frozen=True)
 class Publisher:
-    """Publishes runs, or fails them when a gate fails."""
+    """Publishes runs, or fails them when a gate fails. Calls `give_way` between the parts of long work."""
 
     settings: Settings
     ledger: Ledger
     keys: Keys
     tables: RunTables
+    give_way: Callable[[], None] = lambda: None
 
     def publish(self, run: RunRecord) -> None:
         """Publish a run in state publishing, or fail it when a gate fails.
@@ -236,6 +237,7 @@ class Publisher:
         self._close(run)
 
     def _check(self, run: RunRecord) -> Sequence[Gate]:
+        self.ledger.add_up_histogram(run.run_id)
         facts = self._facts(run)
         if run.is_partial:
             planned = [gate for gate in run.gates if gate.name == "entities"]
@@ -290,7 +292,7 @@ class Publisher:
     def _recount(self, run: RunRecord, column: str) -> IdCount:
         check_source(self.settings, run.model, run.source)
         files = open_source(run.source, as_text=[column]).files
-        return count_distinct_ids(files, column, examples=MAX_EXAMPLES)
+        return count_distinct_ids(files, column, examples=MAX_EXAMPLES, give_way=self.give_way)
 
     def _close(self, run: RunRecord) -> None:
         """Write `_SUCCESS` and mark the run as published.

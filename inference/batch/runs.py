@@ -80,13 +80,13 @@ class Runs:
         self._ledger = Ledger(client, keys)
         self._retention = QuarantineRetention(settings, client, keys)
         self._planner = Planner(settings, self._ledger, registry, self._tables, inspect)
-        publisher = Publisher(settings, self._ledger, keys, self._tables)
+        give_way = Yielding(client, keys, settings.realtime_queues).give_way
+        publisher = Publisher(settings, self._ledger, keys, self._tables, give_way)
         self._reconciler = Reconciler(
             settings, self._ledger, self._tables, self._planner, publisher, send_chunks, start_spark or _refuse_spark
         )
-        yielding = Yielding(client, keys, settings.realtime_queues)
         self._worker = ChunkWorker(
-            settings, self._ledger, host, self._tables, poke, MicroBatches(registry), make_room=yielding.between_calls
+            settings, self._ledger, host, self._tables, poke, MicroBatches(registry), give_way=give_way
         )
 
     def request(

@@ -56,7 +56,7 @@ _RUNNING_LOW = 8
 
 @dataclass(frozen=True)
 class ChunkWorker:
-    """Scores chunks in one process. `poke` wakes the reconciler; `make_room` is called before each model call."""
+    """Scores chunks in one process. `poke` wakes the reconciler. `give_way` gets the device before each model call."""
 
     settings: Settings
     ledger: Ledger
@@ -65,7 +65,7 @@ class ChunkWorker:
     poke: Callable[[], None]
     micro_batches: MicroBatches
     failures: Failures = field(default_factory=lambda: Failures(__name__, "chunk"))
-    make_room: Callable[[], None] = lambda: None
+    give_way: Callable[[str], None] = lambda _: None
 
     def score(self, run_id: str, chunk_number: int) -> None:
         """Score one chunk, unless it is done. Safe to run twice, also at the same time.
@@ -165,9 +165,9 @@ class ChunkWorker:
             sinks[TableKind.PREDICTIONS].append(parts)
         return sinks[TableKind.PREDICTIONS], sinks[TableKind.FEATURES]
 
-    def _before_call(self, lease: Lease) -> None:
+    def _before_call(self, lease: Lease, device: str) -> None:
         lease.ensure_held()
-        self.make_room()
+        self.give_way(device)
 
     def _scorer(
         self, run: RunRecord, planned: Fingerprint, claim: Claim, model: LoadedModel, lease: Lease
@@ -180,7 +180,7 @@ class ChunkWorker:
             feature_sinks=feature_sinks,
             quarantine=Quarantine(quarantine_folder_of(self.settings, run), chunk=claim.chunk, token=claim.token),
             fence=lease.check,
-            alive=partial(self._before_call, lease),
+            alive=partial(self._before_call, lease, model.runtime.device),
             micro_batch=self.micro_batches.of(run.model, model, self.settings.models[run.model].batch.micro_batch_rows),
         )
 

@@ -1,28 +1,34 @@
-"""Has a batch worker leave room for requests on a machine where API processes or real-time workers run too."""
+"""Has processes that work on runs give way to requests: on the machine's processors, and on a GPU."""
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from pathlib import Path
 
+from inference import host_locks
 from inference.errors import StoreUnavailable
+from inference.gpus import lock_of_gpu
 from inference.monitoring.presence import API_PROCESSES, Presence
+from inference.processors import Processors, usable_processors
 from inference.redis.clients import Client
 from inference.redis.keys import Keys
 
 #: seconds between two looks for requests, and between two looks for processes on this machine
 LOOK_EVERY_S, NEIGHBOURS_EVERY_S = 0.1, 10.0
+#: seconds between two looks at a GPU on which requests are computed. It is free if two in a row find nothing: requests
+#: of one moment follow each other
+GPU_LOOK_EVERY_S, _FREE_LOOKS = 0.0005, 2
+#: the share of its time that a worker waits for a GPU at most, so that a run goes on under any load; the longest wait
+MOST_WAITED, LONGEST_WAIT_S = 0.25, 0.1
 
 
 class Yielding:
     """Leaves one processor of this machine to others while requests come, and takes it back as soon as they end.
 
     API processes note in Redis that they answer requests. `queues`: the queues whose workers answer them. A note that
-    is missing, or an outage, never stops a run: the worker uses all processors then.
+    is missing, or an outage, never stops a run: the process uses all processors then. Several threads may share it.
     """
 
     def __init__(
@@ -32,6 +38,7 @@ class Yielding:
         queues: Collection[str],
         *,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
         leave_room: Callable[[bool], None] | None = None,
     ) -> None:
         self._client = client
@@ -39,15 +46,26 @@ class Yielding:
         self._presence = Presence(client, keys)
         self._queues = (API_PROCESSES, *queues)
         self._clock = clock
+        self._sleep = sleep
         self._leave_room = leave_room or Processors(usable_processors()).leave_room
         self._is_leaving = False
-        self._look_at = self._neighbours_at = clock()
+        self._look_at = self._neighbours_at = self._went_on_at = clock()
         self._has_neighbours = False
+        self._may_wait_s = LONGEST_WAIT_S
 
-    def between_calls(self) -> None:
-        """Look for requests if the last look is a while ago. Cheap enough to be called before each model call."""
-        if self._clock() < self._look_at:
-            return
+    def give_way(self, device: str | None = None) -> None:
+        """Look for requests if the last look is a while ago. Cheap enough to be called before each step of the work.
+
+        `device`: the `Runtime.device` that computes the step. If it is a GPU, waits a moment while real-time workers of
+        this machine compute on it.
+        """
+        if self._clock() >= self._look_at:
+            self._look_for_requests()
+        gpu = lock_of_gpu(device) if device else None
+        if gpu:
+            self._wait_for(gpu)
+
+    def _look_for_requests(self) -> None:
         try:
             leaves = bool(self._client.exchange([("EXISTS", self._note)])[0]) and self._shares_this_machine()
         except StoreUnavailable:
@@ -57,6 +75,17 @@ class Yielding:
             self._is_leaving = leaves
             self._leave_room(leaves)
 
+    def _wait_for(self, gpu: Path) -> None:
+        came = self._clock()
+        # time without a wait pays for later waits
+        self._may_wait_s = min(LONGEST_WAIT_S, self._may_wait_s + MOST_WAITED * (came - self._went_on_at))
+        free_looks = 0 if host_locks.is_held(gpu) else _FREE_LOOKS
+        while free_looks < _FREE_LOOKS and self._clock() < came + self._may_wait_s:
+            self._sleep(GPU_LOOK_EVERY_S)
+            free_looks = 0 if host_locks.is_held(gpu) else free_looks + 1
+        self._went_on_at = self._clock()
+        self._may_wait_s -= self._went_on_at - came
+
     def _shares_this_machine(self) -> bool:
         if self._clock() >= self._neighbours_at:
             rosters = map(self._presence.roster, self._queues)
@@ -64,28 +93,3 @@ class Yielding:
             self._has_neighbours = any(beat.host == here for roster in rosters for beat in roster.alive)
             self._neighbours_at = self._clock() + NEIGHBOURS_EVERY_S
         return self._has_neighbours
-
-
-def usable_processors() -> set[int]:
-    """Return the processors that this process may use; none where the system does not let it choose."""
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-
-
-class Processors:
-    """The processors that the threads of this process use."""
-
-    def __init__(self, usable: set[int]) -> None:
-        self._usable = usable
-
-    def leave_room(self, leaves: bool) -> None:
-        """Keep every thread off the first processor, or let it back. Does nothing if there is only one.
-
-        All libraries of models compute in threads of this process, but few can change their number later. All batch
-        workers of a machine leave the same processor free.
-        """
-        if len(self._usable) < 2:
-            return
-        kept = self._usable - {min(self._usable)} if leaves else self._usable
-        for thread in Path("/proc/self/task").iterdir():
-            with suppress(ProcessLookupError):  # it has just ended
-                os.sched_setaffinity(int(thread.name), kept)

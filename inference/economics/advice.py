@@ -14,6 +14,7 @@ from inference.economics.inputs import FIELDS, CostInputs, Figure, check_figure,
 from inference.economics.measured import Measured
 from inference.economics.prices import PriceTable
 from inference.economics.rules import RULES, Approach, Facts, Judgement, gather_facts, judge
+from inference.economics.traffic_curves import TrafficCurves, duration_setting, traffic_curves
 from inference.errors import SettingsError
 from inference.settings import ModelSettings, parse_duration
 
@@ -47,7 +48,10 @@ class Number:
 
 @dataclass(frozen=True)
 class Advice:
-    """The advice about one model. `unknowns`: missing knowledge that would raise the confidence."""
+    """The advice about one model.
+
+    `unknowns`: missing knowledge that would raise the confidence. `curves`: hit rates by the log of accesses.
+    """
 
     model: str
     judgement: Judgement
@@ -55,6 +59,7 @@ class Advice:
     unknowns: tuple[str, ...]
     numbers: Mapping[str, Number]
     facts: Facts
+    curves: TrafficCurves
 
     @property
     def approach(self) -> Approach:
@@ -77,6 +82,7 @@ class Advice:
             "gaps": list(self.unknowns),
             "reasons": self.reasons,
             **{name: number.value for name, number in self.numbers.items()},
+            "hit_curves": self.curves.to_json(),
             "explanations": {name: number.how for name, number in self.numbers.items()},
             "facts": {name: figure.to_json() for name, figure in self.facts.items()},
             "rules": [
@@ -114,7 +120,10 @@ def advise(
         "runs_failed": Number(measured.runs_failed, f"beside {measured.runs_published} published, of the last 20"),
     }
     numbers["answers_within_ttl"] = _within(str(numbers["ttl"].value), measured)
-    return Advice(model, judgement, confidence, unknowns, numbers, facts)
+    curves = traffic_curves(
+        model, settings, measured.accesses, figures, inputs, run_s=measured.run_s, oldest_s=_bound_s(facts)
+    )
+    return Advice(model, judgement, confidence, unknowns, numbers, facts, curves)
 
 
 def _within(ttl: str, measured: Measured) -> Number:
@@ -215,14 +224,6 @@ def _batch_workers(every_s: float, figures: Mapping[str, Figure]) -> Number:
     needed = max(math.ceil(entities.value / throughput.value / (every_s * RUN_SHARE)), 1)
     how = f"{entities.value:g} entities at {throughput.value:g}/s ({throughput.origin.value}) in half the interval"
     return Number(needed, how)
-
-
-def duration_setting(seconds: float) -> str:
-    """Return a duration as settings spell it, such as `26h`, `90m` or `30s`."""
-    for unit, length in (("h", 3600), ("m", 60)):
-        if seconds >= length and seconds % length == 0:
-            return f"{seconds / length:.0f}{unit}"
-    return f"{math.ceil(seconds)}s"
 
 
 # --- money ---

@@ -12,6 +12,7 @@ from inference.economics.inputs import Basis, Figure
 from inference.errors import ModelUnavailable
 from inference.features.groups import CLOCK_FUNCTIONS, GroupSource
 from inference.models import ModelRegistry
+from inference.monitoring.access_sample import AccessSample
 from inference.monitoring.presence import Presence
 from inference.monitoring.statistics import HitWindows, Statistics
 from inference.redis.clients import Client
@@ -32,7 +33,8 @@ class Measured:
     """The measurements of one model; None or empty if there are none yet.
 
     `span_s`: seconds since the first request of the last 24 hours. `run_s`: median seconds of a published run.
-    `asked_week`: number of different entities answered within seven days, within 0.81 %.
+    `asked_week`: number of different entities answered within seven days, within 0.81 %. `accesses`: a sample of the
+    logged accesses.
     """
 
     model: str
@@ -43,6 +45,7 @@ class Measured:
     runs_failed: int = 0
     run_s: float | None = None
     asked_week: int = 0
+    accesses: AccessSample = field(default_factory=AccessSample.empty)
     #: groups of features that are computed from the present time, by the active version's contract
     clock_groups: tuple[str, ...] = ()
 
@@ -117,6 +120,7 @@ def measure(
         runs_failed=sum(run.state is RunState.FAILED for run in runs),
         run_s=_median([run.finished_at - run.created_at for run in published if run.finished_at is not None]),
         asked_week=windows.asked(model, ASKED_DAYS),
+        accesses=windows.accesses(model, settings.access_log.days),
         clock_groups=_clock_groups(ModelRegistry(client, keys), model),
     )
 

@@ -20,7 +20,7 @@ from inference.economics.estimate import SECONDS_PER_DAY, estimate
 from inference.economics.inputs import CostInputs
 from inference.economics.rules import LEAST_REQUESTS, Approach
 from inference.errors import SettingsError
-from inference.monitoring.counters import DAY_S
+from inference.monitoring.asked_filters import DAY_S
 from inference.monitoring.statistics import HitWindows, Point
 from inference.redis.clients import Client
 from inference.redis.keys import Keys

@@ -16,6 +16,7 @@ import pyarrow as pa
 from inference.batch.ledger import Ledger
 from inference.batch.publishing import RunTables
 from inference.batch.worker import ChunkWorker
+from inference.batch.yielding import Yielding
 from inference.deployment import Deployment
 from inference.errors import Unavailable
 from inference.logs import configure_logging, get_logger
@@ -36,8 +37,11 @@ def _worker() -> tuple[Ledger, ChunkWorker]:
     settings, ledger = deployment.settings, deployment.ledger
     configure_logging("spark", form=settings.logs.format, level=settings.logs.level)
     tables, micro_batches = RunTables(deployment.table), MicroBatches(deployment.registry)
+    yielding = Yielding(deployment.cache, deployment.keys, settings.realtime_queues)
     # without a broker nothing wakes the reconciler; it looks every two seconds anyway
-    return ledger, ChunkWorker(settings, ledger, lambda: deployment.host, tables, lambda: None, micro_batches)
+    return ledger, ChunkWorker(
+        settings, ledger, lambda: deployment.host, tables, lambda: None, micro_batches, give_way=yielding.give_way
+    )
 
 
 def score_chunks(run_id: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -218,7 +218,7 @@ def no_features(signature: Signature) -> ContractError:
     """Return the error for a model whose features are not listed, and do not follow from its inputs."""
     spec = next((spec for spec in signature.inputs if -1 in spec.shape), None)
     if spec is None:
-        return ContractError("the model has no inputs, so it cannot take features of an entity")
+        return ContractError("the model computes no rows: it takes no features, only calls of its signatures (/v1)")
     example = json.dumps(Feature(spec.name, spec.dtype, _example_shape(spec.shape, 9)).to_json())
     more = ", …" if len(signature.inputs) > 1 else ""
     return ContractError(

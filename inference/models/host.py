@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -30,6 +31,8 @@ ACTIVE_MAX_AGE_S = 1.0
 #: after a failed load, the version is not tried again for so long, nor for so many times the duration of the load: a
 #: load keeps the worker from all other work
 RETRY_AFTER_S, RETRY_AFTER_TIMES = 15.0, 9
+#: during a load, threads of Python take turns so often: a request waits for its turn several times
+_TURN_S = 0.0005
 #: a version is refused after so many loads in a row that ended with their process: one may be the fault of the machine
 MOST_INTERRUPTED = 3
 
@@ -283,14 +286,24 @@ class ModelHost:
         raise ModelUnavailable(message)
 
     def _share_proof(self, model: str, loaded: LoadedModel) -> None:
-        """Count a version as proved if another worker, with rows that this one lacks, has proved it meanwhile."""
+        """Count a version as proved if another worker, with rows that this one lacks, has proved it meanwhile.
+
+        A version that computes no rows may replace another such one.
+        """
         ours = loaded.record
         if ours.is_proved:
             return
-        theirs = self._registry.versions(model).get(ours.version)
+        known = self._registry.versions(model)
+        theirs = known.get(ours.version)
         same = theirs is not None and (theirs.fingerprint, theirs.contract) == (ours.fingerprint, ours.contract)
-        if theirs is not None and same and theirs.is_proved:
+        proved = theirs is not None and same and theirs.is_proved
+        if proved or (not ours.computes_rows and self._answers_without_rows(model, known, other_than=ours.version)):
             loaded.record = replace(ours, unproven=None)
+
+    def _answers_without_rows(self, model: str, known: Mapping[int, VersionRecord], *, other_than: int) -> bool:
+        active = self._registry.active_version(model)
+        record = None if active is None or active == other_than else known.get(active)
+        return record is not None and record.state == "ready" and not record.computes_rows
 
     def _try_folder(self, model: str, version: int, known: VersionRecord | None) -> LoadedModel | VersionRecord:
         of_model = self._settings.models[model]
@@ -317,7 +330,7 @@ class ModelHost:
             if reason is not None:
                 return VersionRecord.refused(version, reason, inspected_at=time.time())
         limits, what = LoadLimits.of(workers, folder), f"version {version} of model {model!r}"
-        with unfinished.mark(version), self._listed(model, version), bounded_time(limits, what):
+        with unfinished.mark(version), self._listed(model, version), bounded_time(limits, what), _short_turns():
             return try_version(
                 model, path, version, folder, options=options,
                 rows=self.sample_rows(model), known=known, warm_up_rows=sizes, limits=limits,
@@ -345,3 +358,14 @@ class ModelHost:
             yield
         finally:
             del self._loading[model, version]
+
+
+@contextmanager
+def _short_turns() -> Iterator[None]:
+    """Have Python interrupt the thread of a load after half a millisecond, not after five, if a request waits."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, _TURN_S))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)

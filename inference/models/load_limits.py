@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import IO
 from inference.errors import ModelError
 from inference.logs import get_logger
 from inference.models.versions import bytes_on_disk
+from inference.processors import Processors, is_starved, usable_processors
 from inference.settings import WorkerSettings
 
 log = get_logger(__name__)
@@ -217,7 +218,8 @@ def run_model_process(
 ) -> str:
     """Run one of our modules that load a model, in a process of its own without a GPU. Return its output.
 
-    `environment`: variables in addition to those of this process.
+    It gets only the time that other processes leave, and no time on the first processor. If they leave it none, it
+    begins again beside them. `environment`: variables in addition to those of this process.
 
     Raises:
         ModelError: it ended with an error, whose last line is the message, or exceeded a limit.
@@ -233,18 +235,22 @@ def run_model_process(
         tempfile.TemporaryFile() as complaint,
     ):
         given.write(stdin.encode())
-        given.seek(0)
-        process = subprocess.Popen(  # noqa: S603 - our own module; the arguments are the operator's
-            command, stdin=given, stdout=answer, stderr=complaint, env={**variables, "TMPDIR": scratch}
-        )
-        try:
-            limit_process(process.pid, limits)
-            _wait(process, limits, what)
-        finally:
-            process.kill()
-            process.wait()
-        if process.returncode:
-            raise ModelError(_why_it_ended(process.returncode, complaint, what, limits), field="path")
+
+        def start() -> subprocess.Popen[bytes]:
+            given.seek(0)
+            for file in (answer, complaint):
+                file.seek(0)
+                file.truncate()
+            own = {**variables, "TMPDIR": scratch}
+            return subprocess.Popen(  # noqa: S603 - our own module; the arguments are the operator's
+                command, stdin=given, stdout=answer, stderr=complaint, env=own
+            )
+
+        status = _status_of(start, limits, what, comes_last=True)
+        if status is None:
+            status = _status_of(start, limits, what, comes_last=False)
+        if status:
+            raise ModelError(_why_it_ended(status, complaint, what, limits), field="path")
         answer.seek(0)
         output = answer.read(_MOST_ANSWER_BYTES + 1)
     if len(output) > _MOST_ANSWER_BYTES:
@@ -252,8 +258,25 @@ def run_model_process(
     return output.decode(errors="replace")
 
 
-def _wait(process: subprocess.Popen[bytes], limits: LoadLimits, what: str) -> None:
-    """Wait for the end of a process.
+def _status_of(
+    start: Callable[[], subprocess.Popen[bytes]], limits: LoadLimits, what: str, *, comes_last: bool
+) -> int | None:
+    """Start a process, and return its exit status. None if it `comes_last` and other processes leave it no time.
+
+    Raises: see `_wait`.
+    """
+    process = start()
+    try:
+        limit_process(process.pid, limits)
+        Processors(usable_processors()).send_to_background(process.pid, last=comes_last)
+        return process.returncode if _wait(process, limits, what, may_starve=not comes_last) else None
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], limits: LoadLimits, what: str, *, may_starve: bool) -> bool:
+    """Wait for the end of a process. Returns False if it gets no processor, and may not wait for one.
 
     Raises:
         ModelError: it exceeds its limit of memory or time.
@@ -267,8 +290,10 @@ def _wait(process: subprocess.Popen[bytes], limits: LoadLimits, what: str) -> No
                 raise ModelError(limits.too_much_memory(f"loading {what}"), field="path") from None
             if time.monotonic() > until:
                 raise ModelError(limits.too_long(what), field="path") from None
+            if not may_starve and is_starved(process.pid):
+                return False
         else:
-            return
+            return True
 
 
 def _why_it_ended(status: int, complaint: IO[bytes], what: str, limits: LoadLimits) -> str:

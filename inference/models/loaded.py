@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from inference.errors import ForecacheError, ModelError, ModelOutOfMemory, PredictionFailed
+from inference import host_locks
+from inference.errors import BadInput, ForecacheError, ModelError, ModelOutOfMemory, PredictionFailed, quoted
 from inference.features import Vectoriser
 from inference.features.contract import no_features
 from inference.features.rows import per_row
+from inference.gpus import lock_of_gpu
 from inference.logs import get_logger
 from inference.models.registry import VersionRecord
-from inference.models.runtimes import Runtime
+from inference.models.runtimes import Runtime, SignedRuntime
 from inference.models.runtimes.runtime import one_line
+from inference.protocols.tensors import check_named, most_rows
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
 log = get_logger(__name__)
@@ -46,6 +51,12 @@ class LoadedModel:
             raise no_features(self.record.signature)
         return self.known_vectoriser
 
+    @cached_property
+    def gpu_lock(self) -> Callable[[], AbstractContextManager[object]]:
+        """Holds back batch workers that share this process's GPU, within a block; nothing on processors."""
+        lock = lock_of_gpu(self.runtime.device)
+        return nullcontext if lock is None else partial(host_locks.holding, lock, shared=True)
+
     def predict(self, inputs: Block) -> Block:
         """Return the outputs by name, rows in the order of the inputs. Drops a trailing dimension of 1.
 
@@ -53,6 +64,21 @@ class LoadedModel:
             PredictionFailed: the model raised on these rows, or answered in another form than it declares.
         """
         return served(call(self.runtime, inputs), self.record.signature)
+
+    def call(self, signature: str, tensors: Block) -> Block:
+        """Return the outputs of a signature by name, for tensors of its names and types, in any shape.
+
+        Raises:
+            BadInput: the model has no such signature, or does not take these tensors.
+            PredictionFailed: the model raised.
+        """
+        declared = self.record.signatures.get(signature)
+        if declared is None:
+            raise BadInput(f"the model has no signature {quoted(signature)}", field="signature")
+        check_named(tensors, declared.inputs)
+        with errors_of_rows(tensors):
+            # a check of its class would cost as much as the call of a small model
+            return cast("SignedRuntime", self.runtime).call(signature, tensors)
 
 
 def call(runtime: Runtime, inputs: Block) -> Block:
@@ -63,12 +89,19 @@ def call(runtime: Runtime, inputs: Block) -> Block:
         ModelOutOfMemory: so many rows do not fit into memory.
         ModelUnavailable: an engine elsewhere did not answer.
     """
-    try:
+    with errors_of_rows(inputs):
         return runtime.predict(inputs)
+
+
+@contextmanager
+def errors_of_rows(inputs: Block) -> Iterator[None]:
+    """Turn every error of a model's library within the block into an error of these rows; see `call`."""
+    try:
+        yield
     except ForecacheError:
         raise
     except MemoryError as error:
-        raise ModelOutOfMemory(f"{rows_in(inputs)} rows do not fit into memory") from error
+        raise ModelOutOfMemory(f"{most_rows(inputs)} rows do not fit into memory") from error
     except SystemExit as error:
         if type(error) is not SystemExit:  # Celery ends the worker by a subclass
             raise

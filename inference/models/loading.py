@@ -21,13 +21,14 @@ from inference.models.runtimes import (
     LoadOptions,
     Runtime,
     SavedSignature,
+    SignedRuntime,
     keras_environment,
     load_runtime,
     signatures_of,
 )
 from inference.models.versions import Wanted, check_confined, find_versions, fingerprint, wanted_versions
-from inference.models.warm_up import SampleRows, warm_up
-from inference.schema import DType, Signature
+from inference.models.warm_up import SampleRows, WarmUpResult, warm_up
+from inference.schema import DType, GraphSignature, Signature
 from inference.settings import ModelSettings, Settings, WorkerSettings
 from inference.storage import is_uri
 
@@ -66,8 +67,9 @@ def load_version(
     the version's record; one that has answered rows need not do so again.
 
     Raises:
-        ModelError: the folder cannot be served, a link leads out of it, the model answers no row (see `warm_up`), or
-            its features name code that the settings do not allow, or that cannot be imported.
+        ModelError: the folder cannot be served, a link leads out of it, the model answers no row (see `warm_up`), it
+            computes none although it has features, or these name code that the settings do not allow, or that cannot be
+            imported.
         ContractError: its features contradict its signature.
         ModelUnavailable: an engine elsewhere did not answer.
         StoreUnavailable: Redis did not answer in time.
@@ -76,7 +78,12 @@ def load_version(
     check_confined(path, folder)
     given = contract or written_contract(path, folder)
     runtime = load_runtime(folder, options=options, contract=given)
-    _check_size(runtime.signature)
+    signatures, own, without_rows = {}, "", None
+    if isinstance(runtime, SignedRuntime):
+        signatures, own, without_rows = runtime.signatures, runtime.signature_name, runtime.without_rows
+    if without_rows is not None and (given is not None or rows.table is not None):
+        raise ModelError(without_rows)
+    _check_size(runtime.signature, *signatures.values())
     contract = contract or read_contract(path, folder, runtime.signature)
     format_ = require_model_file(folder).format
     _check_missing_text(contract, format_)
@@ -85,7 +92,10 @@ def load_version(
         vectoriser = Vectoriser(contract, runtime.signature, _functions(contract, options or LoadOptions()))
     digest = fingerprint(folder)
     is_proved = known is not None and known.is_proved and (known.fingerprint, known.contract) == (digest, contract)
-    result = warm_up(runtime, vectoriser, rows, sizes=warm_up_rows, is_proved=is_proved)
+    if without_rows is None:
+        result = warm_up(runtime, vectoriser, rows, sizes=warm_up_rows, is_proved=is_proved)
+    else:
+        result = WarmUpResult(runtime.signature, f"{without_rows}; until then only clients of /v1 can call it")
     record = VersionRecord(
         version=version,
         state="ready",
@@ -97,6 +107,8 @@ def load_version(
         unproven=result.unproven,
         # a version that answered rows before keeps its notice
         notice=_notice(runtime, known.notice if is_proved and known else result.remark),
+        signatures=signatures,
+        own_signature=own,
     )
     took_s = round(time.monotonic() - started, 2)
     log.info("model.loaded", model=model, version=version, device=runtime.device, took_s=took_s)
@@ -107,12 +119,12 @@ def load_version(
     return LoadedModel(model, record, vectoriser, runtime)
 
 
-def _check_size(signature: Signature) -> None:
+def _check_size(*signatures: Signature | GraphSignature) -> None:
     """Refuse a model whose description would fill the record that every process reads."""
-    tensors = [*signature.inputs, *signature.outputs]
+    tensors = [tensor for one in signatures for tensor in (*one.inputs, *one.outputs)]
     if len(tensors) > _MOST_TENSORS:
         raise ModelError(f"it has {len(tensors)} inputs and outputs, and at most {_MOST_TENSORS} can be served")
-    longest = max((spec.name for spec in tensors), key=len, default="")
+    longest = max((tensor.name for tensor in tensors), key=len, default="")
     if len(longest) > _LONGEST_NAME:
         raise ModelError(
             f"the name of {longest[:40]}… has {len(longest)} characters, and at most {_LONGEST_NAME} can be served"

@@ -1,21 +1,25 @@
 """Finds the best number of rows of one model call, once for each version and kind of device, and remembers it.
 
 Larger calls are faster until memory or caches run short. A laptop's CPU and a GPU differ in that by a factor of a
-hundred.
+hundred. If other processes kept the machine busy during a search, another one follows some time later, and the result
+of the calmer one counts.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
+from inference.clock import Clock, system_clock
 from inference.errors import ModelOutOfMemory, PredictionFailed
 from inference.logs import get_logger
 from inference.models.loaded import LoadedModel
 from inference.models.registry import MicroBatchRecord, ModelRegistry
 from inference.models.warm_up import warm_up_inputs
+from inference.processors import OthersTime
 
 log = get_logger(__name__)
 
@@ -30,13 +34,22 @@ _PER_SIZE_S = 0.05
 CLOSE_ENOUGH = 0.95
 #: used if the model takes no made-up rows
 FALLBACK_ROWS = 8192
+#: a search counts for good if other processes took no more than this share of the processors' time meanwhile; else the
+#: next one follows after so many seconds
+CALM, AGAIN_AFTER_S = 0.1, 600.0
 
 
 class MicroBatch:
-    """The rows a call of one model in this process. Several threads may share it: the number only shrinks."""
+    """The rows a call of one model in this process. Several threads may share it: the number only shrinks.
 
-    def __init__(self, rows: int, remember: Callable[[int], object] | None = None) -> None:
+    `counts_until`: epoch seconds of the next search.
+    """
+
+    def __init__(
+        self, rows: int, remember: Callable[[int], object] | None = None, *, counts_until: float = math.inf
+    ) -> None:
         self.rows = rows
+        self.counts_until = counts_until
         self._remember = remember
 
     def shrink(self, failed_rows: int) -> None:
@@ -44,6 +57,7 @@ class MicroBatch:
         rows = max(1, failed_rows // 2)
         if rows < self.rows:
             self.rows = rows
+            self.counts_until = math.inf
             if self._remember:
                 self._remember(rows)
 
@@ -51,13 +65,22 @@ class MicroBatch:
 class MicroBatches:
     """Returns the micro-batch of each loaded version: from memory, else from Redis, else by a search."""
 
-    def __init__(self, registry: ModelRegistry, *, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        registry: ModelRegistry,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        now: Clock = system_clock,
+        others_time: Callable[[], OthersTime] = OthersTime,
+    ) -> None:
         self._registry = registry
         self._clock = clock
+        self._now = now
+        self._others_time = others_time
         self._known: dict[tuple[str, int], MicroBatch] = {}
 
     def of(self, model: str, loaded: LoadedModel, setting: int | Literal["auto"]) -> MicroBatch:
-        """Return a version's micro-batch. The first call with "auto" may take `BUDGET_S` seconds.
+        """Return a version's micro-batch. A call with "auto" that searches may take `BUDGET_S` seconds.
 
         A number in the settings stays, unless so many rows do not fit into memory.
 
@@ -66,25 +89,29 @@ class MicroBatches:
         """
         key = (model, loaded.record.version)
         known = self._known.get(key)
-        if known is None:
-            known = MicroBatch(setting) if setting != "auto" else self._remembered(loaded) or self._search(loaded)
+        if known is None or self._now() >= known.counts_until:
+            known = MicroBatch(setting) if setting != "auto" else self._found(loaded)
             self._known[key] = known
         return known
 
-    def _remembered(self, loaded: LoadedModel) -> MicroBatch | None:
+    def _found(self, loaded: LoadedModel) -> MicroBatch:
         record = self._registry.micro_batch(loaded.model, loaded.record.version, loaded.runtime.device)
-        if record is None or record.fingerprint != loaded.record.fingerprint:
-            return None
-        return self._micro_batch(loaded, record.rows)
+        if record is not None and record.fingerprint != loaded.record.fingerprint:
+            record = None
+        if record is not None and self._now() < _counts_until(record):
+            return self._micro_batch(loaded, record)
+        return self._search(loaded, record)
 
-    def _search(self, loaded: LoadedModel) -> MicroBatch:
+    def _search(self, loaded: LoadedModel, before: MicroBatchRecord | None) -> MicroBatch:
         inputs = warm_up_inputs(loaded.vectoriser, SMALLEST)
         taken = sum(values.nbytes for values in inputs.values())
         most = max(1, min(LARGEST, MOST_BYTES * SMALLEST // max(1, taken)))
+        others_time = self._others_time()
         try:
             rows, rate = fastest_rows(partial(_warm_up_call, loaded), most=most, clock=self._clock)
         except PredictionFailed:  # such as a vocabulary that does not know the made-up values
             return MicroBatch(FALLBACK_ROWS)
+        others = round(others_time.share(), 2)
         log.info(
             "model.micro_batch",
             model=loaded.model,
@@ -92,16 +119,26 @@ class MicroBatches:
             device=loaded.runtime.device,
             rows=rows,
             rows_per_s=round(rate),
+            others=others,
         )
-        self._remember(loaded, rows)
-        return self._micro_batch(loaded, rows)
+        if before is not None and before.others <= others:
+            rows, others = before.rows, before.others
+        return self._micro_batch(loaded, self._remember(loaded, rows, others))
 
-    def _micro_batch(self, loaded: LoadedModel, rows: int) -> MicroBatch:
-        return MicroBatch(rows, lambda smaller: self._remember(loaded, smaller))
+    def _micro_batch(self, loaded: LoadedModel, record: MicroBatchRecord) -> MicroBatch:
+        until = _counts_until(record)
+        return MicroBatch(record.rows, partial(self._remember, loaded), counts_until=until)
 
-    def _remember(self, loaded: LoadedModel, rows: int) -> None:
-        record = MicroBatchRecord(rows, loaded.record.fingerprint)
+    def _remember(self, loaded: LoadedModel, rows: int, others: float = 0.0) -> MicroBatchRecord:
+        """Store a number that was found, or that fits into memory, which no other process changes."""
+        record = MicroBatchRecord(rows, loaded.record.fingerprint, others, self._now())
         self._registry.put_micro_batch(loaded.model, loaded.record.version, loaded.runtime.device, record)
+        return record
+
+
+def _counts_until(record: MicroBatchRecord) -> float:
+    """Return the epoch seconds of the next search."""
+    return math.inf if record.others <= CALM else record.found_at + AGAIN_AFTER_S
 
 
 def fastest_rows(

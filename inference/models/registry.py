@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, cast
 
 import orjson
@@ -14,9 +14,10 @@ from pydantic import FiniteFloat, PlainValidator
 
 from inference.errors import BadInput, ContractError, ModelUnavailable
 from inference.features import FeatureContract
+from inference.protocols.tensorflow_calls import DEFAULT_SIGNATURE, SignatureCall
 from inference.redis.clients import Client
 from inference.redis.keys import Keys, TableKind
-from inference.schema import Block, Signature
+from inference.schema import Block, GraphSignature, Signature
 from inference.store import CANARY, STABLE, Labels, Pointer, Table
 from inference.store.versions import LABEL
 from inference.stored_data import count_in, reading, record_from_json
@@ -33,10 +34,16 @@ _REQUESTED = "asked"
 
 @dataclass(frozen=True)
 class MicroBatchRecord:
-    """The best number of rows a call, for the version with this `fingerprint` on one kind of device."""
+    """The best number of rows a call, for the version with this `fingerprint` on one kind of device.
+
+    `others`: the share of the processors' time that other processes took during the search, 0 to 1. `found_at`: epoch
+    seconds.
+    """
 
     rows: int
     fingerprint: str
+    others: FiniteFloat = 0.0
+    found_at: FiniteFloat = 0.0
 
 
 def _contract(data: Any) -> FeatureContract:
@@ -54,7 +61,9 @@ class VersionRecord:
     `format`: its name in `inference.models.formats`. A refused version has an empty signature and contract, and no
     format. `inspected_at`: epoch seconds. `unproven`: why a ready version has not answered any row yet, so that it must
     not replace another one; None if it has. `notice`: a warning about a version that may answer nevertheless. The
-    contract is empty if the model's features are not listed: it takes tensors only.
+    contract is empty if the model's features are not listed: it takes tensors only. `signatures`: those of a SavedModel
+    by name, each callable over the serving protocols; empty for other formats. `own_signature`: the one behind
+    `signature`, which is empty if that one computes no rows.
     """
 
     version: int
@@ -67,6 +76,13 @@ class VersionRecord:
     format: str = ""
     unproven: str | None = None
     notice: str | None = None
+    signatures: dict[str, GraphSignature] = field(default_factory=dict)
+    own_signature: str = ""
+
+    @property
+    def computes_rows(self) -> bool:
+        """Whether it predicts for entities and instances. Otherwise clients of `/v1` call its signatures, no more."""
+        return bool(self.signature.outputs)
 
     @property
     def is_proved(self) -> bool:
@@ -83,10 +99,29 @@ class VersionRecord:
         """The feature contract's hash; "" for a refused version."""
         return self.contract.hash if self.state == "ready" else ""
 
+    def all_signatures(self) -> dict[str, GraphSignature]:
+        """Return every signature by name. A format without signatures has one, of the protocol's default name."""
+        return self.signatures or {DEFAULT_SIGNATURE: GraphSignature.of_rows(self.signature)}
+
+    def signature_call(self, name: str, *, chosen: str | None = None) -> SignatureCall | None:
+        """Return the way to call the signature of that name; None if there is none.
+
+        A SavedModel without one of the protocol's default name answers to that by its own signature. `chosen`: the
+        settings' choice, another name of the own signature in the record of an older release.
+        """
+        if self.signatures:
+            named = name if name in self.signatures or name != DEFAULT_SIGNATURE else self.own_signature
+            return SignatureCall(named, self.signatures[named]) if named in self.signatures else None
+        if name not in (DEFAULT_SIGNATURE, chosen):
+            return None
+        return SignatureCall(None, GraphSignature.of_rows(self.signature), self.signature)
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         signature, contract = self.signature.to_json(), self.contract.to_json()
-        return vars(self) | {"signature": signature, "contract": contract, "contract_hash": self.contract_hash}
+        signatures = {name: one.to_json() for name, one in self.signatures.items()}
+        own = {"signature": signature, "contract": contract, "signatures": signatures}
+        return vars(self) | own | {"contract_hash": self.contract_hash}
 
     @classmethod
     def from_json(cls, text: bytes | str) -> VersionRecord:

@@ -3,8 +3,9 @@
 A rollout waits until the folder of a new version does not change between two looks (somebody may be copying it). It
 tries the version in a process of its own (it may crash) with rows of the model's table, loads it and warms it up beside
 the active version, and activates it once every worker that answers requests has it in memory. So no request has to wait
-for a load. A version that has answered no row waits. Versions with labels stay in memory too. While a version is
-labelled stable, no other is activated; the canary never is.
+for a load. The workers of a host try and load one after the other, so that all others answer. A version that has
+answered no row waits. Versions with labels stay in memory too. While a version is labelled stable, no other is
+activated; the canary never is.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from stat import S_ISLNK, S_ISREG
 from typing import NamedTuple
 
+from inference import host_locks
 from inference.errors import BadInput, ModelError, ModelUnavailable
 from inference.logs import get_logger
 from inference.models.host import ModelHost, VersionWaits, is_ruled_out
@@ -186,9 +188,11 @@ class Rollout:
             return False
         must_answer = may_wait and self._is_served(version, pointer)
         try:
-            if pointer.active_version not in (None, version) and not is_remote:
-                self._try_where_it_can_crash(version, folder)
-            self._host.load(self._model, version, must_answer=must_answer)
+            # the workers of a host wait for each other
+            with host_locks.holding(self._settings.root, wait_s=self._settings.workers.load_timeout):
+                if pointer.active_version not in (None, version) and not is_remote:
+                    self._try_where_it_can_crash(version, folder)
+                self._host.load(self._model, version, must_answer=must_answer)
         except VersionWaits as error:
             now = _Refusal(state, error.message, rows=self._host.sample_rows(self._model).state())
         except (BadInput, ModelUnavailable) as error:

@@ -5,6 +5,7 @@ Rows of entities come from the model's table, else from its feature table.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,9 @@ from inference.sources import Source, open_source, read_slices, whole_slices
 _ALONE, _RELATIVE, _OF_LARGEST = 3, 0.01, 1e-3
 _REPEATS = 3
 _MOST_SHOWN = 3
+#: sizes of free dimensions for models that take no short ones: of filters and windows, and of pictures
+_WIDE = (32, 224)
+_MOST_ZEROS = 1 << 24
 #: a version is tried with so many rows, spread over those that are read
 TRIED_ROWS = 32
 #: so many rows are read from the start of the table; fewer wide ones
@@ -109,8 +113,21 @@ class _Trial:
             problem = self.problem(inputs)
             # zeros may be illegal (for a logarithm), so try ones too
             if problem and (not problem.no_numbers or self.problem(_zeros_to_ones(inputs))):
-                return problem
+                return None if self._answers_otherwise() else problem
         return None
+
+    def _answers_otherwise(self) -> bool:
+        """Tell whether the model answers requests of its own, or a row whose free dimensions are not as short."""
+        if getattr(self.runtime, "has_answered", False):
+            return True
+        inputs = self.runtime.signature.inputs
+        if self.vectoriser is not None or all(-1 not in spec.shape for spec in inputs):
+            return False
+        return any(
+            self.problem({spec.name: _zeros(spec, 1, free=free) for spec in inputs}) is None
+            for free in _WIDE
+            if all(math.prod(free if size < 0 else size for size in spec.shape) <= _MOST_ZEROS for spec in inputs)
+        )
 
     def try_rows_of_entities(self, vectoriser: Vectoriser, made_up: _Problem | None) -> str | None:
         """Return why the version answered no row of an entity; None if it did. `made_up`: the problem of made-up rows.

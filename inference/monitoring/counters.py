@@ -1,12 +1,14 @@
-"""Counts outcomes, latencies, ages and distinct entities in memory, and adds them to Redis once a second."""
+"""Counts outcomes, latencies and ages in memory, and adds them to Redis once a second, with the access log."""
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import dataclasses
+import threading
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -15,22 +17,21 @@ from inference.clock import Clock, system_clock
 from inference.errors import StoreUnavailable
 from inference.failures import Failures
 from inference.logs import get_logger
+from inference.monitoring.access_log import AccessLog
 from inference.outcomes import Outcome
 from inference.redis.clients import AsyncClient, Client
 from inference.redis.keys import Keys
+from inference.settings import ModelSettings
 
 log = get_logger(__name__)
 
 FLUSH_EVERY_S = 1.0
+#: most accesses of a model that wait for the next flush; a process drops further ones
+MOST_ASKED = 50_000
 #: how long batch workers believe that requests come; longer than the time between two flushes
 REQUESTS_SEEN_MS = 2_000
-DAY_S = 24 * 3600
 #: longer than the longest window that is read, a week
 KEEP_S = 8 * 24 * 3600
-#: most distinct entities that wait to be sent; a process ignores further ones until there is room
-MOST_ASKED = 50_000
-#: packing 12 000 ids at once held the event loop for 15 ms; pieces of 200 hold it for less than one
-IDS_PER_FLUSH, _IDS_PER_COMMAND = 1_000, 200
 
 
 @dataclass(frozen=True)
@@ -115,14 +116,22 @@ class Histogram:
 
 
 class HitRecorder:
-    """Counts in the memory of one process; `flush` adds the counts to Redis."""
+    """Counts in the memory of one process; `flush` adds the counts to Redis. `models`: their settings, for the log."""
 
-    def __init__(self, client: AsyncClient, keys: Keys, clock: Clock = system_clock) -> None:
+    def __init__(
+        self,
+        client: AsyncClient,
+        keys: Keys,
+        clock: Clock = system_clock,
+        models: Mapping[str, ModelSettings] | None = None,
+    ) -> None:
         self._client = client
         self._keys = keys
         self._clock = clock
         self._counts = _empty_counts()
-        self._asked: defaultdict[str, set[str]] = defaultdict(set)
+        self._asked: defaultdict[str, list[str]] = defaultdict(list)
+        self._not_logged = 0
+        self._accesses = AccessLog(client, keys, models, clock)
 
     def record(self, model: str, outcome: Outcome, count: int = 1, *, age_s: float | None = None) -> None:
         """Add `count` to an outcome. `age_s`: age of the features behind the answer; None for a default."""
@@ -131,11 +140,13 @@ class HitRecorder:
         if age_s is not None:
             AGE.add(counts, age_s, count)
 
-    def record_asked(self, model: str, entity_ids: Iterable[str]) -> None:
-        """Remember the entities that were answered; `flush` adds them to the count of distinct ones."""
+    def record_asked(self, model: str, entity_ids: Sequence[str]) -> None:
+        """Remember the entities that were answered; `flush` logs them. Another thread may call this."""
         asked = self._asked[model]
         if len(asked) < MOST_ASKED:
-            asked.update(entity_ids)
+            asked.extend(entity_ids)
+        else:
+            self._not_logged += len(entity_ids)
 
     def record_latency(self, model: str, took_s: float, *, hit: bool) -> None:
         """Count one request's duration; `hit`: the store answered all of it, and fresh."""
@@ -146,13 +157,16 @@ class HitRecorder:
         MICRO_BATCH.add(self._counts[model], rows)
 
     async def flush(self) -> None:
-        """Add the counts to the current minute and to the totals in Redis, and the entities to the current day.
+        """Add the counts to the current minute and to the totals in Redis, and the entities to the access log.
 
         If Redis does not answer, drops the counts and logs the loss: Redis may have added them, and
         counting twice would be worse.
         """
         await self._flush_counts()
-        await self._flush_asked()
+        await self._accesses.write({model: _take(ids) for model, ids in list(self._asked.items())})
+        if self._not_logged:
+            log.warning("hits.entities_dropped", count=self._not_logged, error="more came than one process logs")
+            self._not_logged = 0
 
     async def _flush_counts(self) -> None:
         by_model = self._take_whole()
@@ -186,23 +200,6 @@ class HitRecorder:
                     self._counts[model][field] = count % 1
         return whole
 
-    async def _flush_asked(self) -> None:
-        """Send up to 1 000 entities of each model; the others wait."""
-        day = int(self._clock() // DAY_S)
-        for model, ids in list(self._asked.items()):  # a copy: requests go on meanwhile
-            room = IDS_PER_FLUSH
-            while ids and room > 0:
-                part = [ids.pop() for _ in range(min(len(ids), room, _IDS_PER_COMMAND))]
-                room -= len(part)
-                pipeline = self._client.pipeline(transaction=False)
-                pipeline.pfadd(self._keys.asked(model, day), *part)
-                pipeline.expire(self._keys.asked(model, day), KEEP_S)
-                try:
-                    await pipeline.execute()
-                except StoreUnavailable as error:
-                    log.warning("hits.entities_dropped", count=len(part), error=error.message)
-                    return
-
     async def run(self, *, every_s: float = FLUSH_EVERY_S) -> None:
         """Flush repeatedly; when cancelled, flush the rest and end."""
         failures = Failures(__name__, "hits")
@@ -218,6 +215,41 @@ class HitRecorder:
 def _empty_counts() -> defaultdict[str, defaultdict[str, float]]:
     """Return empty counts: model → field → count, or sum with its fraction."""
     return defaultdict(lambda: defaultdict(int))
+
+
+def _take(ids: list[str]) -> list[str]:
+    """Take all ids out of a list, to which another thread may append meanwhile."""
+    taken = ids[:]
+    del ids[: len(taken)]
+    return taken
+
+
+class RecorderThread:
+    """Has a recorder, and flushes it once a second: for a process without an event loop of its own."""
+
+    def __init__(self, client: AsyncClient, keys: Keys, models: Mapping[str, ModelSettings]) -> None:
+        """`client`: used in the thread only, which closes it."""
+        self._client = client
+        self.recorder = HitRecorder(client, keys, models=models)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._keep()), name="recorder", daemon=True)
+        self._thread.start()
+        atexit.register(self.stop)
+
+    def stop(self) -> None:
+        """Flush the rest and end the thread. May be called again."""
+        atexit.unregister(self.stop)
+        self._stopped.set()
+        self._thread.join(2 * FLUSH_EVERY_S)
+
+    async def _keep(self) -> None:
+        failures = Failures(__name__, "hits")
+        async with self._client:
+            is_last = False
+            while not is_last:
+                is_last = await asyncio.to_thread(self._stopped.wait, FLUSH_EVERY_S)
+                with failures.kept_here():
+                    await self.recorder.flush()
 
 
 #: prefix of the fields that count fallbacks' answers; NAME:OUTCOME follows

@@ -13,7 +13,9 @@ from sys import intern
 from typing import Any
 
 from inference.clock import Clock, system_clock
-from inference.monitoring.counters import AGE, DAY_S, HIT_LATENCY, MICRO_BATCH, MISS_LATENCY, Histogram
+from inference.monitoring.access_sample import AccessSample
+from inference.monitoring.asked_filters import DAY_S
+from inference.monitoring.counters import AGE, HIT_LATENCY, MICRO_BATCH, MISS_LATENCY, Histogram
 from inference.outcomes import Outcome
 from inference.redis.clients import Client
 from inference.redis.keys import Keys
@@ -117,6 +119,7 @@ class HitWindows:
         self._keys = keys
         self._clock = clock
         self._closed: dict[tuple[str, int], Fields] = {}
+        self._samples: dict[str, tuple[tuple[int, int], AccessSample]] = {}
 
     def read(self, model: str, window_s: float) -> HitCounts:
         """Return the outcomes of every minute that overlaps the last `window_s` seconds (at most a week).
@@ -173,6 +176,19 @@ class HitWindows:
         """
         today = int(self._clock() // DAY_S)
         return int(self._client.pfcount(*(self._keys.asked(model, today - back) for back in range(days))))
+
+    def accesses(self, model: str, days: int) -> AccessSample:
+        """Return the sample of the accesses of today and the days before. Reads it once a minute.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        minute = int(self._clock() // 60)
+        known = self._samples.get(model)
+        if known is None or known[0] != (minute, days):
+            sample = AccessSample.load(self._client, self._keys, model, days, self._clock)
+            known = self._samples[model] = (minute, days), sample
+        return known[1]
 
     def totals(self, model: str) -> Fields:
         """Return all fields summed over all time; they only grow.

@@ -34,6 +34,18 @@ _CHARACTERS = 64
 #: members of a list to encode together
 _TOGETHER = 1024
 
+#: TensorFlow Serving's words
+_INVALID = "Invalid value."
+#: part of the parser's message → TensorFlow Serving's words
+_WORDS = {
+    "expected a JSON value": _INVALID,
+    "invalid literal": _INVALID,
+    "expected ':'": "Missing a colon after a name of object member.",
+    "expected ',' or '}'": "Missing a comma or } after an object member.",
+    "expected ',' or ']'": "Missing a comma or ] after an array element.",
+    "expected a string key": "Missing a name for object member.",
+}
+
 _NESTED = (list, dict, str)
 
 _UTF8_MARK = b"\xef\xbb\xbf"
@@ -131,7 +143,7 @@ class _Pieces:
         begin, end = int(self._marks.places[first]), int(self._marks.places[last - 1])
         pair = self._body[begin : begin + 1] + self._body[end : end + 1]
         if self._body[start:begin].strip(_BLANKS) or self._body[end + 1 : stop].strip(_BLANKS) or pair not in _PAIRS:
-            raise parse_error("unexpected character", begin)
+            raise parse_error(_INVALID, begin)
         inner = slice(first + 1, last - 1)
         level = self._marks.depths[first]
         at_level = (self._marks.kinds[inner] == _COMMA) & (self._marks.depths[inner] == level)
@@ -167,7 +179,7 @@ class _Pieces:
     def _some(self, opening: bytes, start: int, stop: int, closing: bytes, cuts: int) -> Any:
         found = _loads(opening + self._body[start:stop] + closing, start - 1)
         if not found and cuts > 2:  # there is nothing before or behind a comma
-            raise parse_error("unexpected character", stop)
+            raise parse_error(_INVALID, stop)
         return found
 
     def _name(self, start: int, stop: int) -> tuple[str, int]:
@@ -176,7 +188,7 @@ class _Pieces:
         colon = int(self._marks.places[number])
         name = _loads(self._body[start:colon], start) if self._marks.kinds[number] == _COLON and colon < stop else None
         if not isinstance(name, str):
-            raise parse_error("unexpected character", start)
+            raise parse_error(_INVALID, start)
         return name, colon + 1
 
 
@@ -281,7 +293,7 @@ def _in_our_words(message: str) -> str:
         return "a number has too many digits"
     if "hex escape" in message or "surrogate" in message:
         return "half of a surrogate pair is no text"
-    return cut(message)
+    return next((words for part, words in _WORDS.items() if part in message), cut(message))
 
 
 def is_heavy(value: Any, most: int = ENCODED_AT_ONCE) -> bool:

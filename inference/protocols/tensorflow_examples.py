@@ -7,20 +7,16 @@ https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/example/fea
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from inference.errors import BadInput, cut
+from inference.protocols.tensorflow_calls import classifications, regressions
 from inference.protocols.tensorflow_errors import decoded, described, is_base64
-from inference.protocols.tensorflow_serving import DEFAULT_SIGNATURE, signature_of
-from inference.protocols.tensors import array_of, check_rows, objects, render
-from inference.schema import Block, DType, Signature
-
-#: the protocol's tensor names for such models
-INPUTS, CLASSES, SCORES, OUTPUTS = "inputs", "classes", "scores", "outputs"
+from inference.protocols.tensors import check_rows, render
+from inference.schema import Block
 
 _KINDS = {bool: "int64", int: "int64", float: "float", str: "bytes", dict: "bytes"}
 #: field numbers in the message Feature
@@ -33,7 +29,6 @@ def read_examples(document: Mapping[str, Any]) -> list[bytes]:
     Raises:
         BadInput: the request has no legal examples; TensorFlow Serving's words.
     """
-    signature_of(document)
     context = _example(document["context"]) if "context" in document else b""
     quoted = f"JSON Value: {described(document)}"
     if "examples" not in document:
@@ -48,86 +43,32 @@ def read_examples(document: Mapping[str, Any]) -> list[bytes]:
     return [context + _example(one) for one in examples]
 
 
-def check_classify(document: Mapping[str, Any], signature: Signature) -> None:
-    """Check that a model classifies examples.
+def unknown_signature(name: str) -> BadInput:
+    """Return the error for a request with examples that names a signature which the model does not have."""
+    return BadInput(f"No signature was found with the name: {cut(name)}")
+
+
+def classify_answer(outputs: Block, examples: int) -> bytes:
+    """Return the answer to a classify request: label and score of each class of each example.
 
     Raises:
-        BadInput: it does not; TensorFlow Serving's words.
+        BadInput: the outputs are no classes; see `classifications`.
     """
-    _check_input(document, signature, "classification")
-    names = [spec.name for spec in signature.outputs]
-    if len(names) not in (1, 2):
-        raise BadInput(f"Expected one or two output Tensors, found {len(names)}")
-    if not {CLASSES, SCORES} & set(names):
-        raise BadInput(
-            f'Expected classification signature outputs to contain at least one of "{CLASSES}" or "{SCORES}". '
-            f"Signature was: {', '.join(names)}"
-        )
-    for spec in signature.model_outputs:
-        wanted = {CLASSES: (DType.STRING, "DT_STRING"), SCORES: (DType.FLOAT32, "DT_FLOAT")}.get(spec.name)
-        if wanted and len(spec.shape) != 1:
-            raise BadInput(f"Expected Tensor shape: [batch_size num_classes] but got {[-1, *spec.shape]}")
-        if wanted and spec.dtype is not wanted[0]:
-            raise BadInput(f"Expected {spec.name} Tensor of {wanted[1]}. Got: {spec.dtype}")
-
-
-def check_regress(document: Mapping[str, Any], signature: Signature) -> None:
-    """Check that a model regresses examples.
-
-    Raises:
-        BadInput: it does not; TensorFlow Serving's words.
-    """
-    _check_input(document, signature, "regression")
-    if len(signature.outputs) != 1:
-        raise BadInput("Expected one output Tensor.")
-    (output,) = signature.outputs
-    if output.name != OUTPUTS:
-        raise BadInput(f"No regression outputs found in SignatureDef: {output.name}")
-    if output.shape:
-        raise BadInput(
-            f"Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got {[-1, *output.shape]}"
-        )
-    if output.dtype is not DType.FLOAT32:
-        raise BadInput(f"Expected output Tensor of DT_FLOAT.  Got: {output.dtype}")
-
-
-def example_tensors(examples: list[bytes]) -> Block:
-    """Return the only input tensor of such a model."""
-    return {INPUTS: objects(examples)}
-
-
-def classify_answer(outputs: Block) -> bytes:
-    """Return the answer to a classify request: label and score of each class, "" or 0 where the model has none."""
-    labels, scores = outputs.get(CLASSES), outputs.get(SCORES)
-    if labels is None and scores is not None:
-        labels = np.full(scores.shape, "", dtype=object)
-    if scores is None and labels is not None:
-        scores = np.zeros(labels.shape, dtype=np.float32)
-    if labels is None or scores is None or labels.shape != scores.shape:
-        raise BadInput("Tensors class and score should match in dim_size(1).")
+    labels, scores = classifications(outputs, examples)
     return render({"results": [list(map(_class, *pair)) for pair in zip(labels, scores, strict=True)]})
 
 
-def regress_answer(outputs: Block) -> bytes:
-    """Return the answer to a regress request: one number for each example."""
-    return render({"results": outputs[OUTPUTS].reshape(-1)})
+def regress_answer(outputs: Block, examples: int) -> bytes:
+    """Return the answer to a regress request: one number for each example.
+
+    Raises:
+        BadInput: the outputs are no numbers of examples; see `regressions`.
+    """
+    return render({"results": regressions(outputs, examples)})
 
 
-def _class(label: str, score: np.float32) -> list[Any]:
-    return [label, score]
-
-
-def _check_input(document: Mapping[str, Any], signature: Signature, kind: str) -> None:
-    name = signature_of(document)
-    if name != DEFAULT_SIGNATURE:
-        raise BadInput(f"No signature was found with the name: {cut(name)}")
-    if len(signature.inputs) != 1:
-        raise BadInput("Expected one input Tensor.")
-    (only,) = signature.inputs
-    if only.name != INPUTS:
-        raise BadInput(f"No {kind} inputs found in SignatureDef: {only.name}")
-    if only.dtype is not DType.STRING or only.shape:
-        raise BadInput(f"Expects arg[0] to be {only.dtype} of shape {[-1, *only.shape]} but string is provided")
+def _class(label: str | bytes, score: np.float32) -> list[Any]:
+    return [label if isinstance(label, str) else label.decode("utf-8", "replace"), score]
 
 
 def _example(value: Any) -> bytes:
@@ -152,22 +93,17 @@ def _feature(name: str, content: Any) -> bytes:
         if kind not in (None, found):
             raise BadInput(f"Unexpected element type in feature: {cut(name)} expecting type: {kind}")
         kind = found
-        _check_number(name, value)
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise BadInput(f"Feature: {cut(name)} has uint64_t element. Only int64_t is supported.")
     if kind is None:
         return b""
     return _field(_FIELDS[kind], _list_of(kind, values))
 
 
-def _check_number(name: str, value: Any) -> None:
-    if isinstance(value, float) and array_of(value, DType.FLOAT32) is None:
-        raise BadInput(f"Cannot convert JSON value: {value} to float without loss of precision.")
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise BadInput(f"Feature: {cut(name)} has uint64 element. Only int64 is supported.")
-
-
 def _list_of(kind: str, values: list[Any]) -> bytes:
     if kind == "float":
-        return _field(1, struct.pack(f"<{len(values)}f", *values))
+        with np.errstate(over="ignore", under="ignore"):  # a number beyond the largest float is infinite
+            return _field(1, np.array(values, np.float64).astype("<f4").tobytes())
     if kind == "int64":
         return _field(1, b"".join(_varint(int(value) & 0xFFFFFFFFFFFFFFFF) for value in values))
     return b"".join(_field(1, _bytes_of(value)) for value in values)

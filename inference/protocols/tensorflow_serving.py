@@ -1,7 +1,8 @@
 """TensorFlow Serving's REST protocol: paths, predict requests and their answers, descriptions of models.
 
 Follows `json_tensor.cc` and `http_rest_api_handler.cc` of tensorflow/serving. `tensorflow_examples.py` has classify and
-regress; `tensorflow_errors.py` finds a request's mistake and words it.
+regress; `tensorflow_calls.py` has what does not depend on JSON; `tensorflow_errors.py` finds a request's mistake and
+words it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from inference.errors import BadInput, cut
 from inference.protocols.json_documents import parse
+from inference.protocols.tensorflow_calls import DEFAULT_SIGNATURE
 from inference.protocols.tensorflow_errors import (
     described,
     explain_instances,
@@ -25,15 +27,11 @@ from inference.protocols.tensorflow_errors import (
     is_base64,
     with_decoded_bytes,
 )
-from inference.protocols.tensors import MOST_VERSION, array_of, check_rows, check_tensors, full, render, whole_number
-from inference.schema import Block, DType, Signature, TensorSpec, rows_in
+from inference.protocols.tensors import MOST_VERSION, array_of, check_rows, render, whole_number
+from inference.schema import Block, DType, GraphSignature, GraphTensor, rows_in
 
-DEFAULT_SIGNATURE = "serving_default"
 #: the name of an output that holds bytes rather than text ends like this
 _BYTES_SUFFIX = "_bytes"
-#: TensorFlow's names of types in descriptions; the others are numpy's in capitals
-_DTYPES = {DType.FLOAT16: "DT_HALF", DType.FLOAT32: "DT_FLOAT", DType.FLOAT64: "DT_DOUBLE"}
-
 _MODEL = r"/v1/models/(?P<model>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
 _CALL = re.compile(_MODEL + r":(?P<method>classify|regress|predict)", re.IGNORECASE | re.ASCII)
 _LOOK = re.compile(_MODEL + r"(?P<method>/metadata)?", re.IGNORECASE | re.ASCII)
@@ -113,28 +111,25 @@ def signature_of(document: Mapping[str, Any]) -> str:
     return name or DEFAULT_SIGNATURE
 
 
-def tensors_of(
-    document: Mapping[str, Any], inputs: Sequence[TensorSpec], *, served: str | None = None
-) -> tuple[Block, bool]:
+def unknown_signature(name: str) -> BadInput:
+    """Return the error for a predict request that names a signature which the model does not have."""
+    return BadInput(f'Serving signature name: "{cut(name)}" not found in signature def')
+
+
+def tensors_of(document: Mapping[str, Any], inputs: Sequence[GraphTensor]) -> tuple[Block, bool]:
     """Return the tensors of a predict request, and True if it has rows (`instances`), False for columns (`inputs`).
 
-    `served`: the signature in the settings; a request may use its name, too.
+    They have the shapes of the request, whatever `inputs` declare.
 
     Raises:
-        BadInput: the request does not fit the model; TensorFlow Serving's words.
+        BadInput: the request is malformed, or does not fit the inputs' names and types; TensorFlow Serving's words.
     """
-    signature = signature_of(document)
-    if signature not in (DEFAULT_SIGNATURE, served):
-        raise BadInput(f'Serving signature name: "{cut(signature)}" not found in signature def')
     if "instances" in document:
         _check_instances(document)
-        tensors, by_row = _from_instances(document["instances"], inputs), True
-    elif "inputs" in document:
-        tensors, by_row = _from_inputs(document["inputs"], inputs), False
-    else:
-        raise BadInput("Missing 'inputs' or 'instances' key")
-    check_tensors(tensors, inputs)
-    return tensors, by_row
+        return _from_instances(document["instances"], inputs), True
+    if "inputs" in document:
+        return _from_inputs(document["inputs"], inputs), False
+    raise BadInput("Missing 'inputs' or 'instances' key")
 
 
 def _check_instances(document: Mapping[str, Any]) -> None:
@@ -143,7 +138,7 @@ def _check_instances(document: Mapping[str, Any]) -> None:
     if "inputs" in document:
         problem = "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist "
     elif not isinstance(instances, list):
-        problem = "Excepting 'instances' to be an list/array"
+        problem = "Expecting 'instances' to be an list/array"
     elif not instances:
         problem = "No values in 'instances' array"
     if problem:
@@ -151,7 +146,7 @@ def _check_instances(document: Mapping[str, Any]) -> None:
     check_rows(len(instances))
 
 
-def _from_instances(instances: list[Any], inputs: Sequence[TensorSpec]) -> Block:
+def _from_instances(instances: list[Any], inputs: Sequence[GraphTensor]) -> Block:
     if not isinstance(instances[0], dict) and len(inputs) > 1:
         raise BadInput(
             "instances is a plain list, but expecting list of objects as multiple input tensors required as per "
@@ -169,16 +164,17 @@ def _from_instances(instances: list[Any], inputs: Sequence[TensorSpec]) -> Block
     return tensors
 
 
-def _array(column: list[Any], spec: TensorSpec) -> npt.NDArray[Any] | None:
-    if spec.dtype is not DType.STRING:
-        return array_of(column, spec.dtype)
+def _array(value: Any, spec: GraphTensor) -> npt.NDArray[Any] | None:
+    """Return a tensor; None if something does not fit."""
+    if spec.element is not DType.STRING:
+        return None if spec.element is None else array_of(value, spec.element, rounds=True)
     try:
-        return array_of(with_decoded_bytes(column), spec.dtype)
+        return array_of(with_decoded_bytes(value), spec.element)
     except BadInput:  # not base 64
         return None
 
 
-def _columns(instances: list[Any], inputs: Sequence[TensorSpec]) -> list[list[Any]] | None:
+def _columns(instances: list[Any], inputs: Sequence[GraphTensor]) -> list[list[Any]] | None:
     """Return the values of each input, in order; None if an instance has a different form than the first."""
     if not isinstance(instances[0], dict) or is_base64(instances[0]):
         return [instances]
@@ -188,7 +184,7 @@ def _columns(instances: list[Any], inputs: Sequence[TensorSpec]) -> list[list[An
     return [[one[spec.name] for one in instances] for spec in inputs]
 
 
-def _from_inputs(value: Any, inputs: Sequence[TensorSpec]) -> Block:
+def _from_inputs(value: Any, inputs: Sequence[GraphTensor]) -> Block:
     named = isinstance(value, dict) and not is_base64(value)
     if not named and len(inputs) > 1:
         raise BadInput(
@@ -200,24 +196,37 @@ def _from_inputs(value: Any, inputs: Sequence[TensorSpec]) -> Block:
         if named and spec.name not in value:
             raise BadInput(f"Missing named input: {spec.name} in 'inputs' object.")
         tensor = value[spec.name] if named else value
-        if spec.dtype is DType.STRING:
-            tensor = with_decoded_bytes(tensor)
-        values = array_of(tensor, spec.dtype)
+        values = _array(tensor, spec)
         if values is None:
-            raise explain_tensor(tensor, spec.dtype)
+            raise explain_tensor(tensor, spec)
         tensors[spec.name] = values
     return tensors
+
+
+def check_types(outputs: Sequence[GraphTensor]) -> None:
+    """Check that JSON can hold the elements of every output.
+
+    Raises:
+        BadInput: it cannot; TensorFlow Serving's words.
+    """
+    for one in outputs:
+        if one.element is None:
+            kind = one.dtype.removeprefix("DT_").lower()
+            raise BadInput(f"Failed to write JSON value for tensor type: {kind}")
 
 
 def predict_answer(outputs: Block, *, by_row: bool) -> bytes:
     """Return the answer to a predict request. A single output has no name.
 
     Raises:
-        BadInput: the request had rows, but the outputs have different numbers of rows.
+        BadInput: the request had rows, but the outputs have none, or different numbers of them.
     """
     values = {name: _values(name, one) for name, one in outputs.items()}
     if not by_row:
         return render({"outputs": next(iter(values.values())) if len(values) == 1 else values})
+    for name, one in outputs.items():
+        if not one.ndim:
+            raise BadInput(f"Tensor name: {name} has no shape information ")
     rows = rows_in(outputs)
     for name, one in outputs.items():
         if len(one) != rows:
@@ -227,18 +236,19 @@ def predict_answer(outputs: Block, *, by_row: bool) -> bytes:
     return render({"predictions": [{name: one[row] for name, one in values.items()} for row in range(rows)]})
 
 
-def _values(name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any] | list[Any]:
-    """Return numbers as an array, texts as lists."""
+def _values(name: str, values: npt.NDArray[Any]) -> Any:
+    """Return numbers as an array, texts as (lists of) texts."""
     if values.dtype.kind != "O":
-        return np.ascontiguousarray(values)
-    texts: list[Any] = values.tolist()
-    return _as_base64(texts) if name.endswith(_BYTES_SUFFIX) else texts
+        return np.ascontiguousarray(values) if values.ndim else values[()]
+    return _texts(values.tolist(), as_bytes=name.endswith(_BYTES_SUFFIX))
 
 
-def _as_base64(value: Any) -> Any:
+def _texts(value: Any, *, as_bytes: bool) -> Any:
     if isinstance(value, list):
-        return [_as_base64(one) for one in value]
-    return {"b64": b64encode(value.encode()).decode("ascii")}
+        return [_texts(one, as_bytes=as_bytes) for one in value]
+    if as_bytes:
+        return {"b64": b64encode(value.encode() if isinstance(value, str) else value).decode("ascii")}
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")
 
 
 @dataclass(frozen=True)
@@ -264,25 +274,29 @@ def status(versions: Iterable[VersionStatus]) -> dict[str, Any]:
     }
 
 
-def metadata(model: str, version: int, signature: Signature) -> dict[str, Any]:
-    """Return the body that describes the tensors of a version."""
-    definition = {
-        "inputs": {spec.name: _tensor(spec) for spec in signature.inputs},
-        "outputs": {spec.name: _tensor(spec) for spec in signature.model_outputs},
-        "method_name": "tensorflow/serving/predict",
-    }
+def metadata(model: str, version: int, signatures: Mapping[str, GraphSignature]) -> dict[str, Any]:
+    """Return the body that describes the signatures of a version."""
     return {
         "model_spec": {"name": model, "signature_name": "", "version": str(version)},
-        "metadata": {"signature_def": {"signature_def": {"serving_default": definition}}},
+        "metadata": {"signature_def": {"signature_def": {name: _definition(one) for name, one in signatures.items()}}},
     }
 
 
-def _tensor(spec: TensorSpec) -> dict[str, Any]:
+def _definition(signature: GraphSignature) -> dict[str, Any]:
     return {
-        "dtype": _DTYPES.get(spec.dtype, f"DT_{spec.dtype.value.upper()}"),
+        "inputs": {one.name: _tensor(one) for one in signature.inputs},
+        "outputs": {one.name: _tensor(one) for one in signature.outputs},
+        "method_name": signature.method,
+        "defaults": {},
+    }
+
+
+def _tensor(declared: GraphTensor) -> dict[str, Any]:
+    return {
+        "dtype": declared.dtype,
         "tensor_shape": {
-            "dim": [{"size": str(size), "name": ""} for size in full(spec)],
-            "unknown_rank": False,
+            "dim": [{"size": str(size), "name": ""} for size in declared.shape or ()],
+            "unknown_rank": declared.shape is None,
         },
-        "name": f"{spec.name}:0",
+        "name": declared.node,
     }

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import orjson
 
 from inference.errors import BadInput, cut, quoted
-from inference.schema import Block, DType, TensorSpec, rows_in
+from inference.schema import Block, DType, GraphTensor, TensorSpec, rows_in
 
 #: limit of the rows in one request
 MAX_TENSOR_ROWS = 4096
@@ -38,6 +38,27 @@ MOST_VERSION = 2**63 - 1
 _LENGTH = struct.Struct("<I")
 
 
+def check_named(tensors: Block, declared: Sequence[GraphTensor]) -> None:
+    """Check that the tensors have exactly these names and types, in any shapes, and that there are not too many rows.
+
+    Raises:
+        BadInput: it names the tensor.
+    """
+    by_name = {one.name: one for one in declared}
+    _check_names(tensors, by_name)
+    for name, values in tensors.items():
+        element = by_name[name].element
+        if element is None or values.dtype != element.numpy:
+            raise BadInput(f"tensor {name!r} is {values.dtype}, but the model takes {by_name[name].dtype}", field=name)
+    check_rows(most_rows(tensors) or 1)
+
+
+def _check_names(tensors: Block, by_name: Mapping[str, object]) -> None:
+    for name in tensors.keys() ^ by_name.keys():
+        what = "is missing" if name in by_name else f"is no input of the model: {', '.join(by_name)}"
+        raise BadInput(f"tensor {quoted(name)} {what}", field=cut(name))
+
+
 def check_tensors(tensors: Block, specs: Sequence[TensorSpec]) -> None:
     """Check that the tensors are exactly those of `specs`, and have the same, legal number of rows.
 
@@ -45,21 +66,22 @@ def check_tensors(tensors: Block, specs: Sequence[TensorSpec]) -> None:
         BadInput: it names the tensor.
     """
     by_name = {spec.name: spec for spec in specs}
-    for name in tensors.keys() ^ by_name.keys():
-        what = "is missing" if name in by_name else f"is no input of the model: {', '.join(by_name)}"
-        raise BadInput(f"tensor {quoted(name)} {what}", field=cut(name))
+    _check_names(tensors, by_name)
     for name, values in tensors.items():
         spec = by_name[name]
         if values.dtype != spec.dtype.numpy:
             raise BadInput(f"tensor {name!r} is {values.dtype}, but the model takes {spec.dtype}", field=name)
         if not fits(values.shape, spec):
-            raise BadInput(
-                f"tensor {name!r} has shape {shape_text(values.shape)}, but the model takes {shape_text(full(spec))}",
-                field=name,
-            )
+            raise wrong_shape(name, values.shape, full(spec))
         if len(values) != rows_in(tensors):
             raise BadInput(f"tensor {name!r} has {len(values)} rows, another one {rows_in(tensors)}", field=name)
     check_rows(rows_in(tensors))
+
+
+def wrong_shape(name: str, shape: Sequence[int], wanted: Sequence[int]) -> BadInput:
+    """Return the error for a tensor with another shape than the model declares."""
+    has, takes = shape_text(shape), shape_text(wanted)
+    return BadInput(f"tensor {name!r} has shape {has}, but the model takes {takes}", field=name)
 
 
 def check_rows(rows: int) -> None:
@@ -70,6 +92,11 @@ def check_rows(rows: int) -> None:
     """
     if not 0 < rows <= MAX_TENSOR_ROWS:
         raise BadInput(f"{rows} rows: send 1 to {MAX_TENSOR_ROWS} in a request")
+
+
+def most_rows(tensors: Block) -> int:
+    """Return the rows of the longest tensor. A scalar counts as a row."""
+    return max((len(values) if values.ndim else 1 for values in tensors.values()), default=0)
 
 
 def bytes_of(tensors: Block) -> int:
@@ -86,7 +113,7 @@ def check_outputs(tensors: Block) -> None:
     texts = sum(sum(map(len, values.flat)) for values in tensors.values() if values.dtype.kind == "O")
     size = bytes_of(tensors) + texts
     if size > MAX_ANSWER_BYTES:
-        rows = rows_in(tensors)
+        rows = most_rows(tensors)
         raise BadInput(f"the outputs of {rows} rows take {size} bytes: at most {MAX_ANSWER_BYTES}, send fewer rows")
 
 
@@ -113,18 +140,23 @@ def rows_between(tensors: Block, start: int, stop: int) -> Block:
     return {name: values[start:stop] for name, values in tensors.items()}
 
 
-def joined(parts: Sequence[Block]) -> Block:
-    """Return the rows of all parts, in order.
+def are_rows_of(parts: Sequence[Block], outputs: Sequence[Block]) -> bool:
+    """Return whether the outputs of several parts are as many rows as the parts, of one shape; true for one part."""
+    if len(parts) == 1:
+        return True
+    shapes = {name: values.shape[1:] for name, values in outputs[0].items()}
+    return all(
+        values.ndim and len(values) == rows_in(part) and values.shape[1:] == shapes[name]
+        for part, block in zip(parts, outputs, strict=True)
+        for name, values in block.items()
+    )
 
-    Raises:
-        BadInput: the parts have rows of different shapes, which do not fit into one tensor.
-    """
+
+def joined(parts: Sequence[Block]) -> Block:
+    """Return the rows of all parts, in order. They have one shape."""
     if len(parts) == 1:
         return parts[0]
-    try:
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    except ValueError as error:
-        raise BadInput("the rows' outputs have different shapes: send fewer rows at a time") from error
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def pack(tensors: Block) -> dict[str, Any]:
@@ -144,8 +176,8 @@ def unpack(packed: Any) -> Block:
 
 
 def packed_rows(packed: Mapping[str, Any]) -> int:
-    """Return the number of rows of packed tensors."""
-    return int(next(iter(packed.values()))["shape"][0])
+    """Return the rows of the longest of packed tensors. A scalar counts as a row."""
+    return max((int(one["shape"][0]) if one["shape"] else 1 for one in packed.values()), default=0)
 
 
 def text_to_bytes(values: npt.NDArray[Any]) -> bytes:
@@ -206,19 +238,20 @@ def _unpack_one(name: str, packed: Any) -> npt.NDArray[Any]:
         raise BadInput(f"tensor {quoted(name)} is not packed as it should be: {error}", field=cut(name)) from error
 
 
-def array_of(value: Any, dtype: DType) -> npt.NDArray[Any] | None:
+def array_of(value: Any, dtype: DType, *, rounds: bool = False) -> npt.NDArray[Any] | None:
     """Return a number, a text, a boolean, or nested lists of them, as an array; None if something does not fit.
 
-    An integer may become a float if it loses no digit. A float never becomes an integer, and a boolean never becomes
-    a number. A text may also be bytes, which JSON itself lacks.
+    An integer may become a float if it loses no digit, and a number beyond the largest float never does; if it
+    `rounds`, both may. A float never becomes an integer, and a boolean never becomes a number. A text may also be
+    bytes, which JSON itself lacks.
     """
     size = _size(value)
     if size <= AT_ONCE:
-        return _array_at_once(value, dtype)
+        return _array_at_once(value, dtype, rounds)
     rows = AT_ONCE * len(value) // size
     parts: list[npt.NDArray[Any]] = []
     for part in value if rows == 0 else (value[start : start + rows] for start in range(0, len(value), rows)):
-        found = array_of(part, dtype) if rows == 0 else _array_at_once(part, dtype)
+        found = array_of(part, dtype, rounds=rounds) if rows == 0 else _array_at_once(part, dtype, rounds)
         if found is None or found.shape[rows > 0 :] != (parts or [found])[0].shape[rows > 0 :]:
             return None
         parts.append(found)
@@ -235,7 +268,7 @@ def _size(value: Any) -> int:
     return total
 
 
-def _array_at_once(value: Any, dtype: DType) -> npt.NDArray[Any] | None:
+def _array_at_once(value: Any, dtype: DType, rounds: bool = False) -> npt.NDArray[Any] | None:
     try:
         found = np.array(value, dtype=object)
     except ValueError:  # lists of different shapes
@@ -250,7 +283,7 @@ def _array_at_once(value: Any, dtype: DType) -> npt.NDArray[Any] | None:
     try:
         if dtype.is_integer:
             return _integers(found, dtype) if types == {int} else None
-        return _floats(found, dtype) if types <= {int, float} else None
+        return _floats(found, dtype, rounds) if types <= {int, float} else None
     except OverflowError:  # an integer beyond 64 bits, or beyond any float
         return None
 
@@ -271,8 +304,11 @@ def _integers(found: npt.NDArray[Any], dtype: DType) -> npt.NDArray[Any] | None:
     return found.astype(dtype.numpy)
 
 
-def _floats(found: npt.NDArray[Any], dtype: DType) -> npt.NDArray[Any] | None:
+def _floats(found: npt.NDArray[Any], dtype: DType, rounds: bool) -> npt.NDArray[Any] | None:
     values = found.astype(np.float64)
+    if rounds:
+        with np.errstate(over="ignore", under="ignore"):
+            return values.astype(dtype.numpy)
     size = np.abs(values)
     exact = 2 ** (np.finfo(dtype.numpy).nmant + 1) - 1  # a float of this type holds every integer up to here
     large = size > exact  # false for NaN

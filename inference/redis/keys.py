@@ -41,13 +41,31 @@ All keys live in `cache_url`, which must not evict, and start with the deploymen
 | P:r:R:done       | hash   | chunk → chunk result (JSON)              | with the run          | finish (once a chunk) |
 | P:r:R:sent       | zset   | chunk number, scored by sending time     | with the run          | reconciler            |
 | P:r:R:driver     | string | the Spark driver that hands out chunks   | seconds               | that driver           |
-| P:r:R:histogram  | hash   | output:bin → count of predictions        | with the run          | finish                |
+| P:r:R:bins       | hash   | chunk → histogram of its predictions     | until they are added  | finish (once a chunk) |
+|                  |        | (packed)                                 | up                    |                       |
+| P:r:R:histogram  | hash   | output:bin → count of predictions        | with the run          | publishing            |
 | P:h:M:MINUTE     | hash   | outcome → count; hit_s:B, miss_s:B,      | 8 days                | API processes         |
 |                  |        | age_s:B, rows:B (bucket B) → count       |                       |                       |
 |                  |        | fallback:NAME:OUTCOME → entities;        |                       | real-time workers     |
 |                  |        | parity:PATH:RESULT → answers             |                       | workers               |
 | P:h:M:total      | hash   | the same fields, summed over all time    | for good              | all of these          |
-| P:h:M:asked:DAY  | string | HyperLogLog of the ids answered that day | 8 days                | API processes         |
+| P:h:M:asked:DAY  | string | HyperLogLog of the ids answered that day | 8 days, or `days` of  | API, real-time        |
+|                  |        |                                          | the access log        | workers               |
+| P:h:M:log        | hash   | since (epoch s): all accesses are logged | for good              | API, real-time        |
+|                  |        | from then on                             |                       | workers               |
+| P:h:M:filter:DAY | string | Bloom filter of the entities asked for   | `asked_days`          | API, real-time        |
+|                  |        | that day; its length is its size         |                       | workers               |
+| P:h:M:accesses:DAY | hash | total, popular (accesses); threshold (of | `days` of the log     | API, real-time        |
+|                  |        | the sample's hashes); gap (joins popular |                       | workers               |
+|                  |        | visits); …_cuts (how often cut)          |                       |                       |
+| P:h:M:sample:DAY | string | visits of sampled entities: 12 bytes     | `days` of the log     | API, real-time        |
+|                  |        | each, with a hash in place of the id     |                       | workers               |
+| P:h:M:popular:DAY | string | the same, of entities that are popular  | `days` of the log     | API, real-time        |
+|                  |        |                                          |                       | workers               |
+| P:h:M:asked_most:DAY | zset | hash of an entity, scored by some of   | 2 days                | API, real-time        |
+|                  |        | its accesses                             |                       | workers               |
+| P:h:key          | string | random key of the hashes of ids          | for good              | API, real-time        |
+|                  |        |                                          |                       | workers               |
 | P:h:M:promise:DAY| hash   | promised, came → figures of a day (JSON) | 400 days              | maintenance           |
 | P:h:requests     | string | a note: requests are answered now        | 2 s unchanged         | API processes         |
 | P:j:J            | hash   | the job record                           | an hour unchanged     | API, workers          |
@@ -72,7 +90,7 @@ MAX_INLINE_ID_BYTES = 60
 
 
 #: a run's data beside its record, each under its own key
-RUN_PARTS = ("plan", "entities", "claims", "done", "sent", "driver", "histogram")
+RUN_PARTS = ("plan", "entities", "claims", "done", "sent", "driver", "bins", "histogram")
 
 
 class TableKind(StrEnum):
@@ -212,6 +230,35 @@ class Keys:
     def promise(self, model: str, day: int) -> str:
         """Hash of the figures that were promised for a day (epoch days), and of those that came."""
         return f"{self.prefix}:h:{model}:promise:{day}"
+
+    def access_log(self, model: str) -> str:
+        """Hash of what the access log of a model covers."""
+        return f"{self.prefix}:h:{model}:log"
+
+    def asked_filter(self, model: str, day: int) -> str:
+        """Bloom filter of the entities that were asked for on a day (epoch days)."""
+        return f"{self.prefix}:h:{model}:filter:{day}"
+
+    def accesses(self, model: str, day: int) -> str:
+        """Hash of what is known of a day's accesses (epoch days): their number, and the sample's threshold."""
+        return f"{self.prefix}:h:{model}:accesses:{day}"
+
+    def access_sample(self, model: str, day: int) -> str:
+        """The sampled visits of a day (epoch days)."""
+        return f"{self.prefix}:h:{model}:sample:{day}"
+
+    def popular_accesses(self, model: str, day: int) -> str:
+        """The visits of popular entities of a day (epoch days)."""
+        return f"{self.prefix}:h:{model}:popular:{day}"
+
+    def asked_most(self, model: str, day: int) -> str:
+        """Sorted set of the entities with the most accesses on a day (epoch days)."""
+        return f"{self.prefix}:h:{model}:asked_most:{day}"
+
+    @property
+    def hash_key(self) -> str:
+        """The random key that hashes ids for the access log."""
+        return f"{self.prefix}:h:key"
 
     @property
     def requests(self) -> str:

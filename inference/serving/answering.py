@@ -100,7 +100,8 @@ def compute(loaded: LoadedModel, wanted: Wanted, answers: Answers) -> tuple[Bloc
     """Compute the rows, note their answers, and return the outputs of the good ones."""
     if not len(wanted.positions):
         return {}, wanted
-    scored = score_rows(loaded, wanted.block)
+    with loaded.gpu_lock():
+        scored = score_rows(loaded, wanted.block)
     if scored.reasons:
         # clients never see the model's own message: it belongs here
         why = next(iter(scored.reasons.values()))
@@ -174,7 +175,7 @@ def check_model(model: Any) -> None:
         raise BadInput(f"model must be text, not {_kind(model)}", field="model")
 
 
-def check_tensor_message(*, model: Any, deadline: Any, version: Any) -> None:
+def check_tensor_message(*, model: Any, deadline: Any, version: Any, signature: Any) -> None:
     """Refuse a message of tensors if one of its other arguments has a wrong type.
 
     Raises:
@@ -186,6 +187,8 @@ def check_tensor_message(*, model: Any, deadline: Any, version: Any) -> None:
         raise BadInput(f"deadline must be epoch seconds, not {_kind(deadline)}", field="deadline")
     if isinstance(version, bool) or not isinstance(version, int | None):
         raise BadInput(f"version must be a number, not {_kind(version)}", field="version")
+    if not isinstance(signature, str | None):
+        raise BadInput(f"signature must be text, not {_kind(signature)}", field="signature")
 
 
 def illegal_ids(entity_ids: Sequence[Any]) -> dict[int, BadEntityId]:

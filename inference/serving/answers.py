@@ -170,6 +170,19 @@ def replies_from_result(result: Mapping[str, Any], rows: int) -> list[Reply]:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelCall:
+    """What to call with a request's own tensors.
+
+    `version` None: the active one. `signature` None: the model's own, whose rows have the declared shapes; a signature
+    of a SavedModel takes any shapes. `splits`: whether rows may be computed apart, in several calls.
+    """
+
+    version: int | None = None
+    signature: str | None = None
+    splits: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Outputs:
     """A model's own output tensors, by name, and the version that computed them."""
 

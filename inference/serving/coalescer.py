@@ -55,7 +55,7 @@ class Coalescer:
         self._flying: dict[str, _Flight] = {}
         self._batches: set[asyncio.Task[None]] = set()
         self._launch_is_due = False
-        self._pace = BatchTimes()
+        self._pace = BatchTimes(max_rows)
         self._failures = Failures(__name__, "coalescer")
 
     async def ask(self, entity_ids: Sequence[str], *, until: float) -> list[Reply]:
@@ -79,6 +79,11 @@ class Coalescer:
             ]
         late = DeadlineExceeded("the prediction was not computed in time")
         return [replies.get(entity_id, late) for entity_id in entity_ids]
+
+    def refusal(self, entity_id: str, until: float) -> Overloaded | None:
+        """Return the error that `ask` would give at once; None if the id may wait, or is on its way already."""
+        is_on_its_way = entity_id in self._flying or entity_id in self._waiting
+        return None if is_on_its_way else self._refusal(until)
 
     async def close(self) -> None:
         """Cancel everything in flight and wait for its end; callers get an error."""
@@ -117,12 +122,15 @@ class Coalescer:
         return flight
 
     def _refusal(self, until: float) -> Overloaded | None:
-        """Return the error if one more id may not wait; None if it may."""
+        """Return the error if one more id may not wait; None if it may.
+
+        While nothing is in flight, a few may leave although they would be late: only so can the pace get better.
+        """
         ahead = len(self._waiting) // self._max_rows
-        answer_s = 0.0
-        if len(self._batches) >= self._max_in_flight:
-            answer_s = self._pace.answer_s(ahead, self._max_in_flight)
-        if ahead < MAX_WAITING_BATCHES and asyncio.get_running_loop().time() + answer_s <= until:
+        answer_s = self._pace.answer_s(ahead, self._max_in_flight)
+        is_in_time = asyncio.get_running_loop().time() + answer_s <= until
+        is_probe = not self._batches and len(self._waiting) < self._pace.probe_rows
+        if is_probe or (is_in_time and ahead < MAX_WAITING_BATCHES):
             return None
         return Overloaded("too many requests wait already: the prediction would come too late", retry_after_s=answer_s)
 
@@ -174,12 +182,12 @@ class Coalescer:
         try:
             async with asyncio.timeout_at(until):
                 replies = await self._compute([flight.entity_id for flight in flights], until)
-            self._pace.learn(loop.time() - began_at)
+            self._pace.learn(loop.time() - began_at, in_time=True)
             if len(replies) == len(flights):
                 return replies
             failed = Defect(f"{len(replies)} replies came back for {len(flights)} rows")
         except (TimeoutError, DeadlineExceeded):
-            self._pace.learn(loop.time() - began_at)  # it would have taken even longer
+            self._pace.learn(loop.time() - began_at, in_time=False)
             failed = DeadlineExceeded("the prediction was not computed in time")
         except ForecacheError as error:
             failed = error
@@ -196,13 +204,23 @@ class Coalescer:
 
 
 class BatchTimes:
-    """The smoothed time of a micro-batch, in seconds; 0 until the first has come back."""
+    """The smoothed time of a micro-batch, in seconds; 0 until the first has come back.
 
-    def __init__(self) -> None:
+    `probe_rows`: ids that may leave together although they would be late. Each late micro-batch halves it, so that a
+    flood does not spend the process on answers that come too late; each one in time doubles it.
+    """
+
+    def __init__(self, max_rows: int) -> None:
         self.took_s = 0.0
+        self.probe_rows = self._max_rows = max_rows
 
-    def learn(self, took_s: float) -> None:
-        """Add the time of one more micro-batch."""
+    def learn(self, took_s: float, *, in_time: bool) -> None:
+        """Add the time of one more micro-batch. A late one would have taken even longer."""
+        if in_time:
+            self.probe_rows = min(self.probe_rows * 2, self._max_rows)
+        else:
+            self.probe_rows = max(self.probe_rows // 2, 1)
+            took_s = max(took_s, self.took_s)
         self.took_s = took_s if self.took_s == 0 else self.took_s + _NEWEST * (took_s - self.took_s)
 
     def answer_s(self, ahead: int, lanes: int) -> float:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from cachetools import TTLCache
 
 from inference.clock import Clock
-from inference.errors import ForecacheError, StoreUnavailable, UnknownEntity, Unreadable
+from inference.errors import ForecacheError, Overloaded, StoreUnavailable, Unavailable, UnknownEntity, Unreadable
 from inference.outcomes import Outcome
-from inference.protocols.tensors import bytes_of, check_outputs, joined, pack, rows_between
+from inference.protocols.tensors import are_rows_of, bytes_of, check_outputs, joined, pack, rows_between
 from inference.schema import Block, rows_in
 from inference.serving.answers import (
     Answer,
     Computed,
     Freshness,
     FreshnessRules,
+    ModelCall,
     Outputs,
     Reply,
     answer_computed,
@@ -103,17 +105,35 @@ class ModelService:
             return [self._from_store(entity_ids[0], entries[0], now, max_staleness_s)]
         return [self._from_store(*pair, now, max_staleness_s) for pair in zip(entity_ids, entries, strict=True)]
 
+    def answers_at_once(
+        self, entity_ids: Sequence[str], found: Found, until: float, *, max_staleness_s: float | None = None
+    ) -> list[Answer | ForecacheError] | None:
+        """Return each id's answer, from the look-up or refused; None if one has to be computed or looked up again."""
+        if isinstance(found, Unavailable):
+            return [self._step_down(entity_id, found) for entity_id in entity_ids]
+        if isinstance(found, Exception):
+            raise found
+        answers: list[Answer | ForecacheError] = []
+        stored = self.judge(entity_ids, found, max_staleness_s)
+        for entity_id, entry, answer in zip(entity_ids, found, stored, strict=True):
+            if answer is not None:
+                answers.append(answer)
+                continue
+            refusal = self._refusal(entity_id, entry, until, max_staleness_s)
+            if refusal is None:
+                return None
+            answers.append(self._step_down(entity_id, refusal, entry))
+        return answers
+
     async def complete(
         self, entity_ids: Sequence[str], found: Found, until: float, *, max_staleness_s: float | None = None
     ) -> list[Answer | ForecacheError]:
         """Return each id's answer, from the look-up or computed by `until` (event-loop time)."""
-        if isinstance(found, StoreUnavailable):
-            return [self._step_down(entity_id, found) for entity_id in entity_ids]
-        if isinstance(found, Exception):
-            raise found
+        at_once = self.answers_at_once(entity_ids, found, until, max_staleness_s=max_staleness_s)
+        if at_once is not None:
+            return at_once
+        assert not isinstance(found, Exception)  # noqa: S101 - tells mypy what `answers_at_once` promises
         stored = self.judge(entity_ids, found, max_staleness_s)
-        if None not in stored:
-            return [answer for answer in stored if answer is not None]
         missing = {
             entity_id: entry
             for entity_id, entry, answer in zip(entity_ids, found, stored, strict=True)
@@ -141,19 +161,26 @@ class ModelService:
         replies = await self._workers.ask_rows_apart(PREDICT_INSTANCES, "instances", instances, until, {})
         return [self._conclude(None, reply) for reply in replies]
 
-    async def compute_tensors(self, inputs: Block, until: float, *, version: int | None) -> Outputs:
-        """Compute the model's own input tensors, in micro-batches; stores nothing.
+    async def compute_tensors(self, inputs: Block, until: float, call: ModelCall) -> Outputs:
+        """Compute the model's own input tensors, in micro-batches if their rows may be computed apart; stores nothing.
+
+        Two requests never share a call, so that rows of one length do not meet rows of another.
 
         Raises:
             ForecacheError: the first error of a micro-batch; it is never replaced with a default.
             BadInput: the outputs take too many bytes for an answer.
         """
-        size, rows = self._realtime.max_micro_batch, rows_in(inputs)
-        parts = [rows_between(inputs, start, start + size) for start in range(0, rows, size)]
-        outputs = await self._ask_tensors(parts, version, until)
+        size, parts = self._realtime.max_micro_batch, [inputs]
+        if call.splits and rows_in(inputs) > size:
+            parts = [rows_between(inputs, start, start + size) for start in range(0, rows_in(inputs), size)]
+        outputs = await self._ask_tensors(parts, call, until)
         if len({one.version for one in outputs}) > 1:
             # another version was activated meanwhile, and an answer has one version only
-            outputs = await self._ask_tensors(parts, max(one.version for one in outputs), until)
+            call = replace(call, version=max(one.version for one in outputs))
+            outputs = await self._ask_tensors(parts, call, until)
+        if not are_rows_of(parts, [one.tensors for one in outputs]):
+            # the model pads to the longest row of a call, or computes all rows as one
+            outputs = await self._ask_tensors([inputs], call, until)
         tensors = joined([one.tensors for one in outputs])
         check_outputs(tensors)
         return Outputs(tensors, outputs[0].version)
@@ -219,6 +246,19 @@ class ModelService:
             for entity_id, reply in replies.items()
         }
 
+    def _refusal(
+        self, entity_id: str, entry: Entry | None, until: float, max_staleness_s: float | None
+    ) -> ForecacheError | None:
+        """Return the error of an id that no worker would compute in time; None if one may.
+
+        None also if the previous generation has to be read first.
+        """
+        if entry is None and max_staleness_s != 0 and entity_id in self._unknown:
+            return self._unknown[entity_id]
+        if entry is None and self._reader.has_previous:
+            return None
+        return self._coalescer.refusal(entity_id, until) or self._workers.refusal(until)
+
     def _known_unknown(self, missing: Mapping[str, Entry | None]) -> dict[str, Answer | ForecacheError]:
         """Return the errors of ids that a worker has recently reported as unknown."""
         return {key: self._unknown[key] for key, entry in missing.items() if entry is None and key in self._unknown}
@@ -248,18 +288,21 @@ class ModelService:
         result = await self._workers.ask(PREDICT_ENTITIES, {"entity_ids": entity_ids}, until)
         return replies_from_result(result, len(entity_ids))
 
-    async def _ask_tensors(self, parts: Sequence[Block], version: int | None, until: float) -> list[Outputs]:
-        tasks = [asyncio.create_task(self._ask_part(part, version, until)) for part in parts]
+    async def _ask_tensors(self, parts: Sequence[Block], call: ModelCall, until: float) -> list[Outputs]:
+        tasks = [asyncio.create_task(self._ask_part(part, call, until)) for part in parts]
         try:
             return await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()  # the answer needs all of them
 
-    async def _ask_part(self, part: Block, version: int | None, until: float) -> Outputs:
+    async def _ask_part(self, part: Block, call: ModelCall, until: float) -> Outputs:
         # texts are packed and unpacked one by one, which takes long for a million of them
         is_large = bytes_of(part) > _LARGE_BYTES
-        kwargs = {"inputs": await asyncio.to_thread(pack, part) if is_large else pack(part), "version": version}
+        packed = await asyncio.to_thread(pack, part) if is_large else pack(part)
+        # a worker of an older release knows no signatures
+        named = {} if call.signature is None else {"signature": call.signature}
+        kwargs = {"inputs": packed, "version": call.version, **named}
         result = await self._workers.ask_apart(PREDICT_TENSORS, kwargs, until)
         return await asyncio.to_thread(outputs_from_result, result) if is_large else outputs_from_result(result)
 
@@ -291,6 +334,10 @@ class ModelService:
 class TableReader(Protocol):
     """Reads a prediction table. Every method raises StoreUnavailable in an outage."""
 
+    @property
+    def has_previous(self) -> bool:
+        """Whether there was a previous generation at the last read."""
+
     async def pointer(self) -> Pointer:
         """Return which generation and model version are served."""
 
@@ -304,6 +351,8 @@ class TableReader(Protocol):
 #: seconds that the next read waits for a read that is on its way: ten times the usual, so that a connection that hangs
 #: costs others no more
 PATIENCE_S = 0.002
+#: look-ups of one read: in a flood, workers' results and new connections wait for the answers of one read only
+READ_AT_ONCE = 64
 
 #: the result of a look-up: the newest entry of each id in order, None for a miss; or an error. An error is a value
 #: here, since the caller may not be waiting in a coroutine
@@ -352,7 +401,7 @@ class SharedLookups:
     def ask(self, look_up: LookUp) -> None:
         """Settle a look-up with the newest entry of each id, None for a miss.
 
-        At its `until` it is settled with StoreUnavailable; the shared read goes on.
+        At its `until` it is settled with StoreUnavailable, in a flood with Overloaded; the shared read goes on.
         """
         if not self._asked:
             loop = asyncio.get_running_loop()
@@ -362,10 +411,30 @@ class SharedLookups:
         self._asked.append(look_up)
 
     def _start(self) -> None:
-        asked, self._asked = self._asked, []
-        read = asyncio.create_task(self._read(asked))
-        self._reads.add(read)
-        read.add_done_callback(self._over)
+        asked, late = self._take_next()
+        if asked:
+            read = asyncio.create_task(self._read(asked))
+            self._reads.add(read)
+            read.add_done_callback(self._over)
+        if self._asked:
+            self._start_soon = asyncio.get_running_loop().call_later(PATIENCE_S, self._start)
+        for one in late:
+            one.settle(Overloaded("too many requests wait already: this one waited for all of its time"))
+
+    def _take_next(self) -> tuple[list[LookUp], list[LookUp]]:
+        """Take the oldest look-ups for one read, and in a flood those before them whose time ran out."""
+        asked: list[LookUp] = []
+        late: list[LookUp] = []
+        if len(self._asked) <= READ_AT_ONCE:
+            asked, self._asked = self._asked, asked
+            return asked, late
+        now = asyncio.get_running_loop().time()
+        for one in self._asked:
+            if len(asked) == READ_AT_ONCE:
+                break
+            (asked if one.until > now else late).append(one)
+        del self._asked[: len(asked) + len(late)]
+        return asked, late
 
     def _over(self, read: asyncio.Task[None]) -> None:
         self._reads.discard(read)

@@ -300,6 +300,7 @@ class TensorScorer:
     """Computes tensors unchanged: the model gets NaN too, and all its outputs are returned.
 
     A result is `{"model", "model_version", "outputs"}` with packed tensors, or `{"error"}` with its code and message.
+    Each message is a call of its own, so that tensors of different shapes never meet.
     """
 
     def __init__(self, settings: Settings, host: ModelHost, in_time: InTime) -> None:
@@ -308,19 +309,22 @@ class TensorScorer:
         self._in_time = in_time
         self._defects = Failures(__name__, "request")
 
-    def predict_tensors(self, model: Any, inputs: Any, *, version: Any = None, deadline: Any = None) -> dict[str, Any]:
+    def predict_tensors(
+        self, model: Any, inputs: Any, *, version: Any = None, deadline: Any = None, signature: Any = None
+    ) -> dict[str, Any]:
         """Compute all rows in one call of the model. `version` None: the active one; another must be loaded already.
 
-        `deadline`: epoch seconds in Redis time; after it, the model is not called.
+        `deadline`: epoch seconds in Redis time; after it, the model is not called. `signature`: one of a SavedModel's,
+        which takes tensors of any shape; None for the model's own, which takes rows as declared.
         """
         try:
-            check_tensor_message(model=model, deadline=deadline, version=version)
+            check_tensor_message(model=model, deadline=deadline, version=version, signature=signature)
             self._settings.model(model)
             self._in_time(model, deadline)
             loaded = self._held(model, version)
             tensors = unpack(inputs)
-            check_tensors(tensors, loaded.record.signature.inputs)
-            outputs = model_outputs(loaded.predict(tensors), loaded.record.signature)
+            with loaded.gpu_lock():
+                outputs = _rows(loaded, tensors) if signature is None else loaded.call(signature, tensors)
             check_outputs(outputs)
             packed = pack(outputs)
         except ForecacheError as error:
@@ -337,6 +341,11 @@ class TensorScorer:
         if version is not None and version not in self._host.versions().get(model, ()):
             raise NotFound(f"version {version} of model {model!r} is not held by the worker that was asked")
         return self._host.get(model, version)
+
+
+def _rows(loaded: LoadedModel, tensors: Block) -> Block:
+    check_tensors(tensors, loaded.record.signature.inputs)
+    return model_outputs(loaded.predict(tensors), loaded.record.signature)
 
 
 def model_outputs(served: Block, signature: Signature) -> Block:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from inference.clock import Clock
@@ -17,8 +17,9 @@ from inference.errors import (
     UnknownEntity,
 )
 from inference.outcomes import Outcome
-from inference.schema import Block, rows_in
-from inference.serving.answers import Answer, Outputs
+from inference.protocols.tensors import most_rows
+from inference.schema import Block
+from inference.serving.answers import Answer, ModelCall, Outputs
 from inference.serving.model_service import LookUp, ModelService, TableReader
 from inference.serving.worker_client import Submit
 from inference.settings import Settings
@@ -30,7 +31,7 @@ class OutcomeRecorder(Protocol):
     def record(self, model: str, outcome: Outcome, count: int = 1, *, age_s: float | None = None) -> None:
         """Add `count` to an outcome. `age_s`: age of the features behind the answer; None for a default."""
 
-    def record_asked(self, model: str, entity_ids: Iterable[str]) -> None:
+    def record_asked(self, model: str, entity_ids: Sequence[str]) -> None:
         """Remember the entities that were answered."""
 
     def record_latency(self, model: str, took_s: float, *, hit: bool) -> None:
@@ -121,7 +122,7 @@ class PredictionService:
     ) -> Request:
         """Begin a request like `predict`. Calls `tell` when the store has answered: once, and never within this call.
 
-        Then ask `hits`, which does not wait, and if it returns None, `complete`. `tell` must not
+        Then ask `hits` and `answers_at_once`, which do not wait, and if both return None, `complete`. `tell` must not
         raise. The other arguments are those of `predict`.
 
         Raises:
@@ -145,17 +146,24 @@ class PredictionService:
         self._hits.record_asked(path.name, request.entity_ids)
         return hits
 
-    async def complete(self, request: Request) -> list[Answer | ForecacheError]:
-        """Return an answer per id after the look-up. Computes missing answers within the budget."""
-        path = request.path
-        answers = await path.complete(
+    def answers_at_once(self, request: Request) -> list[Answer | ForecacheError] | None:
+        """Return an answer per id after the look-up, and count them, if no worker could improve them in time.
+
+        None: `complete` has to wait for a worker.
+        """
+        answers = request.path.answers_at_once(
             request.entity_ids, request.found or [], request.until, max_staleness_s=request.max_staleness_s
         )
-        self._count(path.name, answers, request.started)
-        answered = [
-            each for each, answer in zip(request.entity_ids, answers, strict=True) if isinstance(answer, Answer)
-        ]
-        self._hits.record_asked(path.name, answered)
+        if answers is not None:
+            self._count_request(request, answers)
+        return answers
+
+    async def complete(self, request: Request) -> list[Answer | ForecacheError]:
+        """Return an answer per id after the look-up. Computes missing answers within the budget."""
+        answers = await request.path.complete(
+            request.entity_ids, request.found or [], request.until, max_staleness_s=request.max_staleness_s
+        )
+        self._count_request(request, answers)
         return answers
 
     async def explain(self, request: Request) -> tuple[Answer, dict[str, Any]]:
@@ -205,11 +213,12 @@ class PredictionService:
         return answers
 
     async def predict_tensors(
-        self, model: str, inputs: Block, *, version: int | None = None, timeout_s: float | None = None
+        self, model: str, inputs: Block, call: ModelCall | None = None, *, timeout_s: float | None = None
     ) -> Outputs:
-        """Return a model's outputs for its own input tensors, which all have the same number of rows.
+        """Return a model's outputs for its own input tensors.
 
-        `version` None: the active one. Stores nothing, and never replaces an error with a default.
+        `call`: which version and signature; None for the active version and its own. Stores nothing, and never
+        replaces an error with a default.
 
         Raises:
             UnknownModel: no such model.
@@ -220,14 +229,14 @@ class PredictionService:
         path = self._path(model)
         started = asyncio.get_running_loop().time()
         try:
-            outputs = await path.compute_tensors(inputs, started + path.budget_s(timeout_s), version=version)
+            outputs = await path.compute_tensors(inputs, started + path.budget_s(timeout_s), call or ModelCall())
         except ForecacheError as error:
             if not isinstance(error, BadInput | NotFound):
-                self._hits.record(model, _outcome_of(error), rows_in(inputs))
+                self._hits.record(model, _outcome_of(error), most_rows(inputs))
                 self._hits.record_latency(model, asyncio.get_running_loop().time() - started, hit=False)
             raise
         # the features come from the request, so they are new
-        self._hits.record(model, Outcome.COMPUTED, rows_in(inputs), age_s=0.0)
+        self._hits.record(model, Outcome.COMPUTED, most_rows(inputs), age_s=0.0)
         self._hits.record_latency(model, asyncio.get_running_loop().time() - started, hit=False)
         return outputs
 
@@ -252,6 +261,12 @@ class PredictionService:
     def _path(self, model: str | None) -> ModelService:
         path = self._paths.get(model) if model else self._only
         return path or self._paths[self._settings.model(model)[0]]
+
+    def _count_request(self, request: Request, answers: Sequence[Answer | ForecacheError]) -> None:
+        model, ids = request.path.name, request.entity_ids
+        self._count(model, answers, request.started)
+        answered = [each for each, answer in zip(ids, answers, strict=True) if isinstance(answer, Answer)]
+        self._hits.record_asked(model, answered)
 
     def _count(
         self, model: str, answers: Sequence[Answer | ForecacheError], started: float, *, brought: bool = False

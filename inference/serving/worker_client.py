@@ -51,6 +51,13 @@ class WorkerClient:
         """The state of the model's breaker in this process."""
         return self._breaker.state
 
+    def refusal(self, until: float) -> WorkersUnavailable | None:
+        """Return the error that `ask` would raise at once because the breaker is open; None if it would send."""
+        rest_s = self._breaker.rest_s(until - asyncio.get_running_loop().time())
+        if rest_s <= 0:
+            return None
+        return WorkersUnavailable(f"no worker answers for model {self._model!r}", retry_after_s=rest_s)
+
     async def ask(self, task: str, kwargs: Mapping[str, Any], until: float) -> dict[str, Any]:
         """Send a task and return its result.
 
@@ -62,9 +69,9 @@ class WorkerClient:
         timeout_s = until - asyncio.get_running_loop().time()
         if timeout_s <= 0:
             raise DeadlineExceeded("the prediction was not computed in time")
-        rest_s = self._breaker.rest_s(timeout_s)
-        if rest_s > 0:
-            raise WorkersUnavailable(f"no worker answers for model {self._model!r}", retry_after_s=rest_s)
+        refusal = self.refusal(until)
+        if refusal is not None:
+            raise refusal
         self._breaker.asked()
         try:
             result = await self._submit(

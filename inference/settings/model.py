@@ -187,6 +187,18 @@ class ParitySettings(Section):
     sample: Annotated[int, Field(ge=1, le=10_000)] = 100
 
 
+class AccessLogSettings(Section):
+    """The log of accesses, which holds no ids: from it come hit-rate curves, and the entities of active sets.
+
+    `days`: how many days of the sample of accesses are kept; `asked_days`: how many days' filters of the entities that
+    were asked for.
+    """
+
+    enabled: bool = True
+    days: Annotated[int, Field(ge=1, le=90)] = 14
+    asked_days: Annotated[int, Field(ge=1, le=90)] = 30
+
+
 class ModelSettings(Section):
     """One model: its folder, its table of features, its runs and its real-time answers.
 
@@ -211,6 +223,7 @@ class ModelSettings(Section):
     realtime: RealtimeSettings = RealtimeSettings()
     fallbacks: list[FallbackSettings] = []
     parity: ParitySettings = ParitySettings()
+    access_log: AccessLogSettings = AccessLogSettings()
 
     @field_validator("path", "features", "entity_column", "event_time_column", "signature", mode="before")
     @classmethod

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -180,19 +181,31 @@ class IdCount:
 
 
 def count_distinct_ids(
-    files: Sequence[SourceFile], entity_column: str, *, examples: int, slices: Sequence[Slice] | None = None
+    files: Sequence[SourceFile],
+    entity_column: str,
+    *,
+    examples: int,
+    slices: Sequence[Slice] | None = None,
+    give_way: Callable[[], None] = lambda: None,
 ) -> IdCount:
-    """Read all ids again (of `slices`, if given) and count them by 64-bit hashes, 8 bytes a row. Nulls are one id."""
+    """Read all ids again (of `slices`, if given) and count them by 64-bit hashes, 8 bytes a row. Nulls are one id.
+
+    Calls `give_way` before it reads some more.
+    """
     parts = list(whole_slices(files)) if slices is None else slices
-    hashes = np.concatenate([np.empty(0, np.uint64), *map(hash_ids, read_ids(files, parts, entity_column))])
+    read = partial(read_ids, files, parts, entity_column, give_way=give_way)
+    hashes = np.concatenate([np.empty(0, np.uint64), *map(hash_ids, read())])
     repeated = repeated_hashes(hashes)
-    names = _names_of(np.unique(repeated), read_ids(files, parts, entity_column), examples) if len(repeated) else ()
+    names = _names_of(np.unique(repeated), read(), examples) if len(repeated) else ()
     return IdCount(len(hashes) - len(repeated), names)
 
 
-def read_ids(files: Sequence[SourceFile], slices: Iterable[Slice], column: str) -> Iterator[pa.Array]:
-    """Yield the entity ids of slices as text, some at a time; "" for null."""
+def read_ids(
+    files: Sequence[SourceFile], slices: Iterable[Slice], column: str, *, give_way: Callable[[], None] = lambda: None
+) -> Iterator[pa.Array]:
+    """Yield the entity ids of slices as text, some at a time; "" for null. `give_way`: see `count_distinct_ids`."""
     for batch in read_slices(files, slices, columns=[column], batch_rows=_BATCH_ROWS):
+        give_way()
         yield pc.fill_null(entity_ids_as_text(batch.column(column), column), "")
 
 

@@ -71,6 +71,12 @@ class AsyncTableReader:
         self._keys = keys
         self._memory = ReaderMemory()
 
+    @property
+    def has_previous(self) -> bool:
+        """Whether there was a previous generation at the last read."""
+        pointer = self._memory.pointer
+        return pointer is not None and pointer.previous is not None
+
     async def pointer(self) -> Pointer:
         """Return the generations and versions that are served now."""
         return await self._run(plan_pointer(self._keys))

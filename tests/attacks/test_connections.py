@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from app.api.connections import CHECK_EVERY_S
+from app.api.bounded_connections import CHECK_EVERY_S
 from app.api.limits import MAX_BODY_BYTES, MAX_HELD_BYTES
 from tests.support.attacked_api import (
     BODY,

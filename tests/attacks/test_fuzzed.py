@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,10 @@ RUBBISH: list[tuple[str, Held, Read]] = [
         for text in ("{", b"\xff")
     ),
     ("a histogram", {KEYS.run_part("r", "histogram"): {"y": "x"}}, lambda client: ledger(client).histogram("r")),
+    *(
+        ("a chunk's bins", {KEYS.run_part("r", "bins"): {"0": packed}}, lambda client: ledger(client).histogram("r"))
+        for packed in (b"x", zlib.compress(b"[]"), zlib.compress(b'{"y": {"3": "many"}}'))
+    ),
     ("claims", {KEYS.run_part("r", "claims"): {"0": "1"}}, lambda client: ledger(client).chunk_states("r")),
     ("who is active", {KEYS.active_run("m"): b"\xff"}, lambda client: ledger(client).active_run("m")),
     *(

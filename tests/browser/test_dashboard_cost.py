@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from inference.economics.promises import DayFigures
-from inference.monitoring.counters import DAY_S
+from inference.monitoring.asked_filters import DAY_S
 from inference.redis.clients import Client
 from inference.stored_data import json_text_of
 from tests.support.browser import Browser
 from tests.support.dashboard import DashboardProcess
-from tests.support.history import KEYS, count_requests, keep_runs, publish_generation
+from tests.support.history import KEYS, count_requests, keep_runs, log_accesses, publish_generation
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_for
 
@@ -58,6 +58,7 @@ async def leave_history(server: RedisServer) -> None:
     with Client.from_url(server.url()) as client:
         publish_generation(client, rows=200_000)
         keep_runs(client, "published", "published", "published", rows=200_000)
+    await log_accesses(server, days=3, entities=50_000, each_s=6)
     for back in range(20):
         at = time.time() - back * 600
         hits = 90_000 + 30_000 * (back % 5)
@@ -115,6 +116,31 @@ def test_costs_advice_and_both_charts_are_shown(
     browser.use_theme("dark")
     picture(browser, tmp_path, "cost-page-dark")
     browser.use_theme("light")
+
+
+def test_hit_rate_curves_show_today_and_the_advised_point(
+    browser: Browser, dashboard: tuple[DashboardProcess, RedisServer], tmp_path: Path
+) -> None:
+    process, _ = dashboard
+    open_page(browser, process, "delay")
+    wait_for(lambda: "accesses within" in browser.text("#curves-note"), "curves", 20)
+    told = process.get("/cost/data?model=delay").json()["costs"]["advice"]["hit_curves"]
+    for curve in told["curves"]:
+        chart = f"chart-{curve['name']}"
+        assert browser.script(f"return document.querySelectorAll('#{chart} .trace').length") >= 4
+        shown = browser.text(f"#{chart} .legend")
+        for name in ("today", "advised"):
+            assert (f"{name}: " in shown) == (curve[name] is not None)
+            assert curve[name] is None or f"{name}: {curve[name]['label']}" in shown
+    assert [curve["name"] for curve in told["curves"]] == [
+        "batch_ttl",
+        "share_hottest",
+        "share_latest",
+        "interval",
+        "realtime_ttl",
+    ]
+    assert browser.complaints() == []
+    picture(browser, tmp_path, "curves-page")
 
 
 def test_promises_are_shown_beside_what_came(

@@ -258,9 +258,11 @@ def test_repeated_ids_are_named_whichever_files_they_are_in(store: Store) -> Non
     store.write("data/b.parquet", rows(98, 10))
     files = open_source(store.uri("data")).files
 
-    counted = count_distinct_ids(files, "entity_id", examples=5)
+    pauses: list[None] = []
+    counted = count_distinct_ids(files, "entity_id", examples=5, give_way=lambda: pauses.append(None))
 
     assert (counted.distinct, counted.duplicates) == (108, ("e98", "e99"))
+    assert len(pauses) >= len(files)
 
 
 # --- a file that is not the planned one any more -------------------------------------------------------

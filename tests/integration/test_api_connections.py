@@ -19,6 +19,7 @@ from app.api import create_app
 from app.api.server import configure
 from inference.settings import Settings
 from tests.integration.test_api import Deployment, assert_problem, fresh, it  # noqa: F401 - `it` is a fixture
+from tests.support.serving_fakes import entry
 
 pytestmark = pytest.mark.integration
 
@@ -38,8 +39,8 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(it: Deployment, **api: Any) -> AsyncIterator[Served]:  # noqa: F811
-    models = {"delay": {"path": "m", "realtime": {"timeout_ms": 30_000}}}
+async def serving(it: Deployment, *, max_in_flight: int = 2, **api: Any) -> AsyncIterator[Served]:  # noqa: F811
+    models = {"delay": {"path": "m", "realtime": {"timeout_ms": 30_000, "max_in_flight": max_in_flight}}}
     settings = Settings.model_validate({"models": models, "api": api})
     config = configure(settings.api, lambda: create_app(settings, open_process=it.open_process))
     with socket.socket() as listener:
@@ -84,6 +85,28 @@ async def test_a_hit_takes_no_task_and_a_miss_goes_on_in_one(it: Deployment) -> 
     assert (miss.json()["prediction"], miss.json()["outcome"]) == (2.5, "computed")
     # what was found is handed on: nobody looks twice
     assert it.reader.reads == [["a"], ["b"]]
+
+
+async def test_in_an_overload_hits_are_answered_and_misses_refused_until_there_is_room(it: Deployment) -> None:  # noqa: F811
+    it.reader.entries.update(a=fresh(1.5), old=entry(0.5, as_of=1.0))
+    it.workers.delay_s = 0.3
+    async with serving(it, max_in_flight=1) as served:
+        assert (await served.http.get("/predict/first")).json()["outcome"] == "computed"  # now the pace is known
+        busy = asyncio.create_task(served.http.get("/predict/busy"))
+        await until(lambda: len(it.workers.calls) == 2)
+        before = served.server.server_state.tasks.copy()
+        reader, writer = await served.raw(b"".join(map(get, ("/predict/b?timeout_ms=50", "/predict/a"))))
+        (head, refused), (_, hit) = await read_answer(reader), await read_answer(reader)
+        writer.write(get("/predict/old?timeout_ms=50"))
+        _, stale = await read_answer(reader)
+        assert (served.server.server_state.tasks, len(it.workers.calls)) == (before, 2)
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert {b"retry-after: 1", b"content-type: application/problem+json"} <= set(head.lower().split(b"\r\n"))
+        assert (refused["code"], hit["prediction"], stale["outcome"]) == ("overloaded", 1.5, "stale")
+        await busy
+        writer.write(get("/predict/b?timeout_ms=2000"))
+        assert (await read_answer(reader))[1]["outcome"] == "computed"
+        writer.close()
 
 
 async def test_problems_are_told_and_counted_as_everywhere(it: Deployment) -> None:  # noqa: F811

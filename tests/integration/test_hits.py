@@ -9,8 +9,6 @@ import pytest_asyncio
 from inference.errors import StoreUnavailable
 from inference.monitoring.counters import (
     FALLBACKS,
-    IDS_PER_FLUSH,
-    MOST_ASKED,
     PARITY,
     HitRecorder,
     MinuteCounts,
@@ -254,29 +252,6 @@ async def test_different_entities_are_counted_by_the_day_and_each_model_for_itse
     keys = redis_client.keys("test:h:*:asked:*")
     assert len(keys) == 3
     assert all(7 * 24 * 3600 < redis_client.ttl(key) <= 8 * 24 * 3600 for key in keys)
-
-
-async def test_entities_of_every_model_go_out_with_each_flush(
-    recorder: HitRecorder, redis_client: Client, clock: Clock
-) -> None:
-    for model in ("delay", "price"):
-        recorder.record_asked(model, [f"e{i}" for i in range(IDS_PER_FLUSH + 1)])
-    await recorder.flush()
-    assert [len(ids) for ids in recorder._asked.values()] == [1, 1]
-    await recorder.flush()
-    windows = HitWindows(redis_client, KEYS, clock)
-    assert [windows.asked(model, 1) for model in ("delay", "price")] == [
-        pytest.approx(IDS_PER_FLUSH, rel=0.03) for _ in range(2)
-    ]
-    assert [len(ids) for ids in recorder._asked.values()] == [0, 0]
-
-
-def test_entities_that_wait_are_bounded() -> None:
-    recorder = HitRecorder(AsyncClient(port=free_port()), KEYS)
-    recorder.record_asked("delay", map(str, range(MOST_ASKED - 1)))
-    recorder.record_asked("delay", ["x"])
-    recorder.record_asked("delay", ["one too many"])
-    assert len(recorder._asked["delay"]) == MOST_ASKED
 
 
 async def test_ages_and_durations_add_up_within_a_flush_and_over_several(

@@ -239,7 +239,7 @@ def test_a_chunk_that_fails_at_every_attempt_is_reported_and_refused(ledger: Led
 
 def test_a_run_that_is_taken_up_again_does_only_what_is_left(ledger: Ledger, each_redis_client: Client) -> None:
     run = opened(ledger)
-    ledger.dispatch("r1", max_in_flight=2)
+    ledger.dispatch("r1", max_in_flight=3)
     ledger.finish(claimed(ledger, 1), {"rows": 10}, rows=10, quarantined=0)
     stale = claimed(ledger, 0)
     ledger.move(run, RunState.CANCELLED, expected=[RunState.RUNNING], error="stopped")
@@ -278,15 +278,17 @@ def test_an_outage_is_an_error_and_never_an_answer() -> None:
 
 # --- what outlives a run ---
 
-PARTS = ("plan", "claims", "done", "sent", "histogram")
+PARTS = ("plan", "claims", "done", "sent", "bins", "histogram")
 
 
 def worked_on(ledger: Ledger) -> RunRecord:
     """A run of which every part stands in Redis."""
     run = opened(ledger)
-    ledger.dispatch("r1", max_in_flight=2)
+    ledger.dispatch("r1", max_in_flight=3)
     ledger.finish(claimed(ledger, 1), {"rows": 10}, rows=10, quarantined=0, histogram={"y": {3: 10}})
-    claimed(ledger, 0)
+    ledger.add_up_histogram("r1")
+    ledger.finish(claimed(ledger, 0), {"rows": 10}, rows=10, quarantined=0, histogram={"y": {3: 1}})
+    claimed(ledger, 2)
     return run
 
 
@@ -304,9 +306,9 @@ def test_every_part_of_a_run_that_ended_expires_and_none_of_one_that_is_taken_up
 
     ledger.reopen(run, RunState.RUNNING, expected=[state])
     kept = [key for key in keys if each_redis_client.exists(key) and key != "t:r:r1:plan"]
-    assert [each_redis_client.ttl(key) for key in kept] == [-1] * 3
+    assert [each_redis_client.ttl(key) for key in kept] == [-1] * 4
     assert not each_redis_client.exists("t:r:r1:claims", "t:r:r1:sent")
-    assert each_redis_client.hgetall("t:r:r1:histogram") == {b"y:3": b"10"}
+    assert ledger.histogram("r1") == {"y": {3: 11}}
 
 
 def test_a_plan_that_is_written_for_a_run_that_was_cancelled_meanwhile_expires(
@@ -371,9 +373,13 @@ def test_what_each_finished_chunk_counted_is_added_up(ledger: Ledger) -> None:
     opened(ledger, chunks=3)
     ledger.finish(claimed(ledger, 0), {}, rows=10, quarantined=1, histogram={"y": {3: 4, -2: 5}, "a:b": {0: 1}})
     ledger.finish(claimed(ledger, 2), {}, rows=7, quarantined=2, histogram={"y": {3: 1}})
-    assert ledger.histogram("r1") == {"y": {3: 5, -2: 5}, "a:b": {0: 1}}
+    for _ in range(3):  # a process that adds up may die, and another one begins again
+        assert ledger.histogram("r1") == {"y": {3: 5, -2: 5}, "a:b": {0: 1}}
+        ledger.add_up_histogram("r1")
+    ledger.finish(claimed(ledger, 1), {}, rows=1, quarantined=0, histogram={"y": {4: 1}})
+    assert ledger.histogram("r1") == {"y": {3: 5, -2: 5, 4: 1}, "a:b": {0: 1}}
     run = ledger.load("r1")
-    assert (run.rows_done, run.rows_quarantined, run.chunks_done, run.attempts) == (17, 3, 2, 2)
+    assert (run.rows_done, run.rows_quarantined, run.chunks_done, run.attempts) == (18, 3, 3, 3)
     assert ledger.histogram("nobody") == {}
 
 

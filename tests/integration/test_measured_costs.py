@@ -14,10 +14,9 @@ from inference.economics.measured import _requests, measure
 from inference.errors import StoreUnavailable
 from inference.features import FeatureContract
 from inference.models import ModelRegistry, VersionRecord
-from inference.monitoring.counters import IDS_PER_FLUSH, MOST_ASKED, HitRecorder
 from inference.monitoring.presence import Presence, WorkerBeat
 from inference.monitoring.statistics import HitWindows
-from inference.redis.clients import AsyncClient, Client
+from inference.redis.clients import Client
 from inference.schema import DType, Signature, TensorSpec
 from inference.settings import BatchSettings, ModelSettings
 from tests.support.history import KEYS, ROWS, count_requests, keep_runs, publish_generation
@@ -160,32 +159,6 @@ async def test_an_entity_asked_for_again_and_by_another_process_counts_once(
     assert windows.asked("other", 7) == 0
     (key,) = redis_client.scan_iter("*asked*")
     assert 7 * 86_400 < redis_client.ttl(key) <= 8 * 86_400
-
-
-async def test_entities_are_sent_a_few_at_a_time_and_what_waits_is_bounded(
-    redis_client: Client, redis_server: RedisServer
-) -> None:
-    windows = HitWindows(redis_client, KEYS)
-    async with AsyncClient.from_url(redis_server.url()) as client:
-        recorder = HitRecorder(client, KEYS)
-        for first in range(0, 2 * MOST_ASKED, 1_000):
-            recorder.record_asked("delay", [f"e{i}" for i in range(first, first + 1_000)])
-        await recorder.flush()
-        assert windows.asked("delay", 1) == pytest.approx(IDS_PER_FLUSH, rel=0.03)
-        for _ in range(2 * MOST_ASKED // IDS_PER_FLUSH):
-            await recorder.flush()
-    assert windows.asked("delay", 1) == pytest.approx(MOST_ASKED, rel=0.03)
-
-
-async def test_an_outage_loses_a_piece_and_not_the_counting(redis_client: Client, redis_server: RedisServer) -> None:
-    async with AsyncClient(port=free_port(), retry=None) as nowhere:
-        recorder = HitRecorder(nowhere, KEYS)
-        recorder.record_asked("delay", [f"e{i}" for i in range(500)])
-        await recorder.flush()
-        async with AsyncClient.from_url(redis_server.url()) as client:
-            recorder._client = client
-            await recorder.flush()
-    assert HitWindows(redis_client, KEYS).asked("delay", 1) == pytest.approx(300, rel=0.05)
 
 
 async def test_the_commands_use_what_was_measured_and_options_go_before_it(

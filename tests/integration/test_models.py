@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from inference.errors import ModelError, ModelUnavailable, SourceError, UnknownModel
+from inference.errors import ContractError, ModelError, ModelUnavailable, SourceError, UnknownModel
 from inference.features import load_features
 from inference.models import (
     LoadedModel,
@@ -26,7 +26,9 @@ from inference.models import (
     inspect_versions,
     score_rows,
 )
+from inference.models.host import VersionWaits
 from inference.models.loading import load_version
+from inference.models.warm_up import SampleRows
 from inference.redis.clients import Client
 from inference.redis.keys import Keys, TableKind
 from inference.schema import DType, TensorSpec
@@ -120,9 +122,39 @@ def test_a_model_exported_by_keras_is_served(exported: Path) -> None:
     assert values.shape == (5,)
 
 
-def test_a_fixed_row_dimension_is_refused_with_the_fix(exported: Path) -> None:
-    with pytest.raises(ModelError, match="'x' has a fixed row dimension of 1: export it with None there"):
-        load(exported, "fixed")
+def test_a_fixed_row_dimension_is_refused_where_there_are_features(exported: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(exported / "fixed", tmp_path / "fixed"))
+    write_features(folder, float_features(2))
+    told = "'x' has a fixed row dimension of 1: export it with None there"
+    with pytest.raises(ModelError, match=told):
+        load(tmp_path, "fixed")
+    with pytest.raises(ModelError, match=told):
+        load_version("m", exported / "fixed", 1, exported / "fixed" / "1", rows=SampleRows("t.parquet"))
+
+
+def test_without_features_such_a_model_can_only_be_called(exported: Path) -> None:
+    loaded = load(exported, "fixed")
+    assert not loaded.record.computes_rows
+    assert "'x' has a fixed row dimension of 1" in (loaded.record.unproven or "")
+    outputs = loaded.call("serving_default", {"x": np.ones((1, 2), np.float32)})
+    assert outputs["y"].tolist() == [[1.0, 1.0]]
+    with pytest.raises(ContractError, match="the model computes no rows"):
+        loaded.vectoriser  # noqa: B018 - raises
+
+
+def test_a_version_without_rows_replaces_only_another_such(models: Path, registry: ModelRegistry) -> None:
+    shutil.copytree(models / "fixed" / "1", models / "fixed" / "2")
+    shutil.copytree(models / "fixed" / "1", models / "mixed" / "2")
+    settings = settings_for(models, m="mixed", n="fixed")
+    host = ModelHost(settings, registry)
+    host.start()
+    # nothing answered before: the newest one that answers rows goes first
+    assert registry.active_version("m") == 1
+    assert registry.active_version("n") == 2
+    with pytest.raises(VersionWaits, match="only clients of /v1 can call it"):
+        host.load("m", 2, must_answer=True)
+    shutil.copytree(models / "fixed" / "1", models / "fixed" / "3")
+    assert host.load("n", 3, must_answer=True).record.is_proved
 
 
 def test_a_raising_row_fails_alone_and_so_does_a_non_finite_one(exported: Path) -> None:
@@ -208,11 +240,13 @@ def test_start_records_and_activates_what_warmed_up_well(exported: Path, registr
 
 
 def test_a_bad_model_stops_neither_the_others_nor_the_worker(models: Path, registry: ModelRegistry) -> None:
-    host = ModelHost(settings_for(models, bad="fixed", gone="gone", good="mixed"), registry)
+    (models / "damaged" / "1").mkdir(parents=True)
+    (models / "damaged" / "1" / "saved_model.pb").write_bytes(b"no graph")
+    host = ModelHost(settings_for(models, bad="damaged", gone="gone", good="mixed"), registry)
     host.start()
     assert registry.active_version("good") == 1
     assert registry.versions("bad")[1].state == "refused"
-    with pytest.raises(ModelUnavailable, match="fixed row dimension"):
+    with pytest.raises(ModelUnavailable, match="cannot be loaded as a SavedModel"):
         registry.get("bad", 1)
     for model in ("bad", "gone"):
         with pytest.raises(ModelUnavailable):

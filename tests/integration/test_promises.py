@@ -17,7 +17,7 @@ from inference.economics.inputs import Basis, Figure
 from inference.economics.measured import Measured
 from inference.economics.prices import read_prices
 from inference.economics.promises import Promises
-from inference.monitoring.counters import DAY_S
+from inference.monitoring.asked_filters import DAY_S
 from inference.monitoring.statistics import HitWindows, Statistics
 from inference.redis.clients import Client
 from inference.settings import BatchSettings, ModelSettings

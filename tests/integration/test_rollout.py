@@ -7,9 +7,11 @@ import shutil
 import signal
 import textwrap
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -18,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from inference import host_locks
 from inference.errors import ModelError, ModelUnavailable
 from inference.models import ModelHost, ModelRegistry, Rollout, VersionRecord, inspect_versions
 from inference.models.loading import inspect_version_in_subprocess
@@ -113,6 +116,40 @@ def test_a_folder_that_is_being_copied_is_left_alone_until_it_stands_still(make_
     assert 2 not in room.registry.versions("m")
     assert room.rollout.look()
     assert room.active == 2
+
+
+def test_the_workers_of_a_host_load_one_after_the_other_and_only_the_first_one_tries(
+    make_room: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    room = make_room()
+    room.put("two", 2)
+    hosts = room.host, ModelHost(room.settings, room.registry)
+    hosts[1].start()
+    tried: list[int] = []
+    waits = threading.Event()
+
+    def sleep(seconds: float) -> None:
+        waits.set()
+        threading.Event().wait(seconds)
+
+    monkeypatch.setattr(host_locks, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+
+    def try_apart(settings: Settings, model: str, version: int) -> VersionRecord:
+        tried.append(version)
+        second.start()
+        assert waits.wait(60)
+        return try_here(settings, model, version)
+
+    rollouts = [
+        Rollout(room.settings, host, room.registry, "m", answers=True, others=list, try_apart=try_apart)
+        for host in hosts
+    ]
+    second = threading.Thread(target=rollouts[1].look, kwargs={"again": True})
+    rollouts[0].look(again=True)
+    second.join(60)
+    assert [host.versions() for host in hosts] == [{"m": (1, 2)}] * 2
+    assert tried == [2]
 
 
 def test_a_bad_version_is_refused_in_words_and_tried_again_only_when_it_changes_or_someone_asks(

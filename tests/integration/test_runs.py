@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -44,6 +45,7 @@ class Doubling:
 
     def __init__(self) -> None:
         self.record = record()
+        self.runtime = SimpleNamespace(device="cpu-1")
         self.vectoriser = Vectoriser(CONTRACT, SIGNATURE)
         self.broken = False
         self.rows = 0

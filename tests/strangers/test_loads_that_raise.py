@@ -159,7 +159,6 @@ def test_inspecting_tells_one_line_whatever_is_raised(
 ) -> None:
     write_version(tmp_path / "m", 1, Times())
     _break_the_runtime(monkeypatch, tmp_path / "m", ValueError("zip() argument 2 is longer than argument 1\nand more"))
-    monkeypatch.setattr("os.nice", lambda _: None)
     assert inspect.main([str(tmp_path / "m"), "--allow-code"]) == 1
     assert "ValueError: zip() argument 2 is longer than argument 1" in capsys.readouterr().err.splitlines()[-1]
     monkeypatch.setattr(inspect, "inspect_versions", _raise)

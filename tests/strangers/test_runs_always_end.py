@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -41,6 +42,7 @@ class Doubling:
     """A loaded model that doubles its input."""
 
     record = RECORD
+    runtime = SimpleNamespace(device="cpu-1")
     vectoriser = Vectoriser(CONTRACT, SIGNATURE)
 
     def get(self, model: str, version: int | None = None) -> LoadedModel:

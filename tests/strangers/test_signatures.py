@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from inference.errors import BadInput, ModelError
+from inference.errors import ModelError
+from inference.features import FeatureContract
+from inference.models import VersionRecord
 from inference.models.runtimes import SavedSignature
 from inference.onboarding.key_columns import Guess
 from inference.onboarding.matching import UserTable, choose_signature, needs_choice
 from inference.onboarding.proposal import Proposal, ages_for, render_settings
-from inference.protocols.tensorflow_serving import tensors_of
-from inference.schema import DType, Signature, TensorSpec
+from inference.schema import DType, GraphSignature, Signature, TensorSpec
 from inference.settings import load_settings
 
 COLUMNS = Signature((TensorSpec("a", DType.FLOAT32), TensorSpec("b", DType.FLOAT32)), (TensorSpec("y", DType.FLOAT32),))
@@ -93,13 +96,41 @@ def test_the_choice_is_written_and_read_back(tmp_path: Path) -> None:
     assert load_settings(file).models["tfx"].signature == "serving_raw"
 
 
-def test_a_client_may_call_the_chosen_signature_by_its_name() -> None:
-    document = {"instances": [{"a": 1.0, "b": 2.0}], "signature_name": "serving_raw"}
-    tensors, _ = tensors_of(document, COLUMNS.inputs, served="serving_raw")
-    assert {name: values.tolist() for name, values in tensors.items()} == {"a": [1.0], "b": [2.0]}
-    assert tensors_of({**document, "signature_name": "serving_default"}, COLUMNS.inputs, served="serving_raw")
-    with pytest.raises(BadInput, match='Serving signature name: "serving_raw" not found in signature def'):
-        tensors_of(document, COLUMNS.inputs)
+GRAPHS = {name: GraphSignature.of_rows(one) for name, one in (("serving_default", TEXT), ("raw", COLUMNS))}
+
+
+def record(**more: Any) -> VersionRecord:
+    return VersionRecord(
+        version=1, state="ready", signature=COLUMNS, contract=FeatureContract(()), fingerprint="", inspected_at=0.0,
+        **more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("known", "name", "called"),
+    [
+        (record(signatures=GRAPHS, own_signature="raw"), "serving_default", "serving_default"),
+        (record(signatures=GRAPHS, own_signature="raw"), "raw", "raw"),
+        (record(signatures={"raw": GRAPHS["raw"]}, own_signature="raw"), "serving_default", "raw"),
+        (record(), "serving_default", None),
+        (record(), "raw", None),
+    ],
+)
+def test_a_client_calls_each_signature_by_its_name(known: VersionRecord, name: str, called: str | None) -> None:
+    read = VersionRecord.from_json(json.dumps(known.to_json()))
+    assert read == known
+    call = read.signature_call(name, chosen="raw")
+    assert call is not None
+    assert call.name == called
+    assert call.declared == (GRAPHS[called] if called else GRAPHS["raw"])
+    assert read.signature_call("other", chosen="raw") is None
+
+
+def test_the_record_of_an_older_release_has_one_signature() -> None:
+    written = {name: value for name, value in record().to_json().items() if "signatures" not in name}
+    del written["own_signature"]
+    read = VersionRecord.from_json(json.dumps(written))
+    assert read.all_signatures() == {"serving_default": GRAPHS["raw"]}
 
 
 EXPORT = """

@@ -11,6 +11,7 @@ Run as its own process, so that the test process needs no TensorFlow. KIND:
 - `echo`          number [None, 2] float32, count int64, text string, flag bool, all [None] → the same as `same_…`
 - `raw`           one input [None] string → its length [None] int64, and itself as `image_bytes`
 - `classify`, `regress`  serialized examples with x of 2 floats → classes and scores [None, 2], or outputs [None, 1]
+- those of `serving_models.py`: `half_plus_two`, `digits`, …
 - `keras:K`       a Keras model of the functional interface, exported by `model.export`
 """
 
@@ -23,6 +24,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import numpy as np
+import serving_models
 import tensorflow as tf
 
 
@@ -195,6 +197,7 @@ KINDS = {
     "classify": classify,
     "regress": regress,
     "keras": keras,
+    **serving_models.KINDS,
 }
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from inference.clock import Clock, system_clock
-from inference.monitoring.counters import IDS_PER_FLUSH, HitRecorder
+from inference.monitoring.counters import HitRecorder
 from inference.outcomes import Outcome
 from inference.redis.clients import AsyncClient, Client
 from inference.redis.keys import Keys, TableKind
@@ -57,5 +57,18 @@ async def count_requests(
         for _ in range(misses):
             recorder.record_latency("delay", 0.02, hit=False)
         recorder.record_asked("delay", [f"e{i}" for i in range(entities)])
-        for _ in range(0, entities + 1, IDS_PER_FLUSH):
+        await recorder.flush()
+
+
+async def log_accesses(server: RedisServer, *, days: float, entities: int, each_s: float = 60.0) -> None:
+    """Log accesses of the last days by Zipf's law: one each `each_s` seconds at night, four at noon."""
+    rng, now = np.random.default_rng(7), system_clock()
+    chances = np.cumsum(1 / np.arange(1, entities + 1))
+    async with AsyncClient.from_url(server.url()) as client:
+        at = 0.0
+        recorder = HitRecorder(client, KEYS, lambda: at)
+        for at in np.arange(now - days * 86_400, now, 1800):
+            busy = 2.5 - 1.5 * np.cos(2 * np.pi * at / 86_400)
+            chosen = np.searchsorted(chances, rng.random(int(busy * 1800 / each_s)) * chances[-1])
+            recorder.record_asked("delay", [f"e{one}" for one in chosen.tolist()])
             await recorder.flush()

@@ -21,7 +21,7 @@ _EXPIRING = re.compile(
     re.DOTALL,
 )
 _ACTIVE_RUN = re.compile(r"m:([^:]+):active_run")
-_RUN = re.compile(r"r:([^:]+)(:(plan|claims|done|sent|histogram))?")
+_RUN = re.compile(r"r:([^:]+)(:(plan|claims|done|sent|bins|histogram))?")
 #: what the broker keeps: queues, their bindings, deliveries that nobody has confirmed yet, answers to remote control
 #: that came after whoever asked had left
 _BROKER = re.compile(r"_kombu\..*|unacked.*|[^:]+\.(batch|realtime|maintenance)|[^:]*pidbox.*|celeryev.*")

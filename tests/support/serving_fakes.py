@@ -44,6 +44,10 @@ class FakeReader:
         self.delay_s = 0.0
         self.reads: list[list[str]] = []
 
+    @property
+    def has_previous(self) -> bool:
+        return bool(self.previous)
+
     async def pointer(self) -> Pointer:
         await self._answer()
         return Pointer(2, 1 if self.previous else None, self.active_version, self.held_versions)

@@ -9,6 +9,7 @@ import pytest
 
 from inference.batch.plan import check_engine
 from inference.batch.records import Engine
+from inference.engines import executor
 from inference.engines.spark import spark_sentence
 from inference.errors import BadInput
 
@@ -104,3 +105,22 @@ inference.errors.SourceError: t.parquet was replaced
 )
 def test_what_spark_says_is_told_without_its_stacks(told: str, sentence: str) -> None:
     assert spark_sentence(told) == sentence
+
+
+def test_an_executor_gives_way_to_requests_before_each_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "forecache.toml").write_text('[models.m]\npath = "m"\n[models.m.realtime]\nqueue = "slow"\n')
+    monkeypatch.chdir(tmp_path)
+    built: list[tuple[str, ...]] = []
+
+    class Yields:
+        def __init__(self, client: object, keys: object, queues: tuple[str, ...]) -> None:
+            built.append(tuple(queues))
+
+        def give_way(self, device: str) -> None:
+            raise NotImplementedError
+
+    monkeypatch.setattr(executor, "Yielding", Yields)
+    monkeypatch.setattr(executor, "configure_logging", lambda *_, **__: None)
+    _, worker = executor._worker.__wrapped__()
+    assert worker.give_way.__func__ is Yields.give_way
+    assert "slow" in built[0]

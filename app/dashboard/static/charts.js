@@ -121,6 +121,37 @@ export function drawCost(id, curve, even, currency) {
   });
 }
 
+// A hit rate with its bounds, today's point and the advised one.
+export function drawCurve(id, curve, currency) {
+  const isShare = curve.points[0].label.endsWith("%");
+  const x = (point) => (isShare ? 100 * point.at : point.at);
+  const percent = (values) => values.map((value) => 100 * value);
+  const line = outcomeColour("hit_batch");
+  const bound = (name) => ({
+    x: curve.points.map(x), y: percent(curve.points.map((point) => point[name])), type: "scatter", mode: "lines",
+    line: { width: 0 }, hoverinfo: "skip", showlegend: false,
+  });
+  const cost = (point) => (point.cost_per_day == null ? "" : `, ${point.cost_per_day.toPrecision(4)} ${currency} a day`);
+  const text = (point) => `${point.label}: ${(100 * point.hit_rate).toFixed(1)} % ` +
+    `(${(100 * point.low).toFixed(1)} to ${(100 * point.high).toFixed(1)})${cost(point)}`;
+  const marks = [["today", "circle"], ["advised", "circle-open"]].filter(([name]) => curve[name]).map(([name, symbol]) => ({
+    x: [x(curve[name])], y: [100 * curve[name].hit_rate], type: "scatter", mode: "markers", hoverinfo: "skip",
+    name: `${name}: ${curve[name].label}`,
+    marker: { size: symbol === "circle" ? 9 : 15, symbol, color: colour("--bs-body-color"), line: { width: 2 } },
+  }));
+  const every = Math.ceil(curve.points.length / 6);
+  const ticks = curve.points.filter((_, number) => number % every === 0);
+  draw(id, [bound("low"), { ...bound("high"), fill: "tonexty", fillcolor: line + "33" }, {
+    x: curve.points.map(x), y: percent(curve.points.map((point) => point.hit_rate)), type: "scatter", mode: "lines",
+    showlegend: false, line: { color: line, width: 2 }, text: curve.points.map(text), hovertemplate: "%{text}<extra></extra>",
+  }, ...marks], {
+    hovermode: "closest", showlegend: true,
+    xaxis: isShare ? { type: "linear", range: [0, 100], tickformat: "", ticksuffix: " %" } :
+      { type: "log", range: undefined, tickvals: ticks.map(x), ticktext: ticks.map((point) => point.label) },
+    yaxis: { range: [0, 102], ticksuffix: " %" },
+  });
+}
+
 // Nobody could see bars shorter than a hundredth of the longest.
 const SHORTEST = 0.01;
 

@@ -2,7 +2,7 @@
 import {
   card, choices, count, element, keepDrawing, note, number, numberHeading, percent, show, table,
 } from "./page.js";
-import { drawCost, drawPromises, drawSwings } from "./charts.js";
+import { drawCost, drawCurve, drawPromises, drawSwings } from "./charts.js";
 
 const SMALL = 0.01;
 
@@ -60,6 +60,23 @@ function inputsCard(costs) {
     table(["Input", numberHeading("Value"), "Unit", "From", "How"], rows));
 }
 
+function drawCurves({ advice, currency }) {
+  const { hit_curves: found } = advice;
+  const measured = found.measured_hit_rate == null ? "" :
+    ` Measured within 24 h: ${(100 * found.measured_hit_rate).toFixed(1)} %.`;
+  show("curves-note", (found.too_little ? `Nothing is advised: ${found.too_little}.` :
+    `From ${count(found.accesses)} accesses within ${plain(found.hours)} h, ` +
+    `${count(found.sampled_entities)} entities in the sample.`) + measured);
+  for (const figure of document.querySelectorAll("[data-curve]")) {
+    const curve = found.curves.find((each) => each.name === figure.dataset.curve);
+    figure.hidden = !curve;
+    if (!curve) continue;
+    figure.querySelector("figcaption").textContent = "Hit rate against " + curve.title;
+    drawCurve("chart-" + curve.name, curve, currency);
+    figure.querySelector(".chart-note").textContent = (curve.advised ? "advised: " : "nothing advised: ") + curve.why;
+  }
+}
+
 // days in the table
 const ROWS = 10;
 const PROMISED = [
@@ -115,6 +132,7 @@ keepDrawing((data) => {
     drawCost("chart-cost", costs.curve, costs.break_even, costs.currency);
     drawSwings("chart-swings", costs.sensitivity, costs.estimate.hybrid.daily, costs.currency);
   }
+  drawCurves(costs);
   drawPromised(costs.promises);
   document.getElementById("cost-tables").replaceChildren(
     adviceCard(costs.advice), promisesCard(costs.promises), inputsCard(costs));

@@ -17,12 +17,13 @@ from typing import Any
 from inference.errors import ModelError
 from inference.features import FeatureContract
 from inference.models.formats import SAVED_MODEL, Format, check_allowed, check_archive, require_model_file
-from inference.models.runtimes.runtime import LoadOptions, Runtime, SavedSignature
+from inference.models.runtimes.runtime import LoadOptions, Runtime, SavedSignature, SignedRuntime
 
 __all__ = [
     "LoadOptions",
     "Runtime",
     "SavedSignature",
+    "SignedRuntime",
     "is_startup_note",
     "keras_environment",
     "load_runtime",

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from inference.errors import ModelError, PredictionFailed, SettingsError
-from inference.schema import Block, DType, Signature, TensorSpec
+from inference.schema import Block, DType, GraphSignature, Signature, TensorSpec
 
 _LONGEST_LINE = 300
 #: the lines around the message of one of TensorFlow's graph errors begin so
@@ -40,6 +40,28 @@ class Runtime(Protocol):
         Raises:
             PredictionFailed: the model raised on these rows.
             ModelOutOfMemory: so many rows do not fit into the device's memory.
+        """
+        ...
+
+
+@runtime_checkable
+class SignedRuntime(Runtime, Protocol):
+    """A loaded model with named signatures, each of which can be called."""
+
+    #: what each signature declares, by name
+    signatures: dict[str, GraphSignature]
+    #: the signature behind `predict`
+    signature_name: str
+    #: why that computes no rows, so that `signature` is empty, and the model can only be called; None if it does
+    without_rows: str | None
+
+    def call(self, signature: str, tensors: Block) -> Block:
+        """Return the outputs of a signature by name. The model decides which shapes it takes, and gives.
+
+        Raises:
+            BadInput: the model does not take these tensors.
+            PredictionFailed: the model raised.
+            ModelOutOfMemory: the tensors do not fit into the device's memory.
         """
         ...
 
@@ -111,6 +133,10 @@ def gpu_memory_mib() -> list[int]:
     return sizes
 
 
+class NoRows(ModelError):
+    """Raised when an input or output of a model has no free row dimension: it computes no rows."""
+
+
 class MisshapenOutput(PredictionFailed):
     """Raised when the form of an output is wrong for any row: such a version is never served."""
 
@@ -123,13 +149,14 @@ def row_spec(
     `free_rows`: how the model's author makes the row dimension free.
 
     Raises:
-        ModelError: it has no free row dimension, or a dtype that numpy and JSON do not have.
+        NoRows: it has no free row dimension.
+        ModelError: it has a dtype that numpy and JSON do not have.
     """
     if not shape:
-        raise ModelError(f"{folder}: {kind} {name!r} is a scalar without a row dimension", field=name)
+        raise NoRows(f"{folder}: {kind} {name!r} is a scalar without a row dimension", field=name)
     rows, *sizes = shape
     if rows is not None:
-        raise ModelError(
+        raise NoRows(
             f"{folder}: {kind} {name!r} has a fixed row dimension of {rows}: {free_rows}, so that it takes any number "
             "of rows",
             field=name,

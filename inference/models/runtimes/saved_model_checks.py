@@ -242,7 +242,7 @@ def check_dense(folder: Path, signature: str, inputs: Collection[str]) -> None:
     composite = {name: found for name, found in components.items() if len(found) > 1}
     if not composite:
         return
-    kind = next(_kinds_of_arguments(_graph(folder), signature), None)
+    kind = next(_kinds_of_arguments(read_graph(folder), signature), None)
     if kind:
         name, found = next(iter(composite.items()))
         names = f"{', '.join(map(repr, found[:-1]))} and {found[-1]!r}"
@@ -252,7 +252,8 @@ def check_dense(folder: Path, signature: str, inputs: Collection[str]) -> None:
         )
 
 
-def _graph(folder: Path) -> Any:
+def read_graph(folder: Path) -> Any:
+    """Return the first `MetaGraphDef` of the SavedModel in a folder: Forecache serves no other."""
     model, binary = saved_model_pb2.SavedModel(), folder / "saved_model.pb"
     if binary.is_file():
         model.ParseFromString(binary.read_bytes())

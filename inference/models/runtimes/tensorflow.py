@@ -1,18 +1,21 @@
-"""TensorFlow SavedModels, called by signature. The only file that imports tensorflow."""
+"""TensorFlow SavedModels, called by signature. Only this file and those that it imports import tensorflow."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed
+import numpy as np
+import numpy.typing as npt
+
+from inference.errors import BadInput, ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
 from inference.logs import get_logger
 from inference.models.runtimes.runtime import (
     LoadOptions,
+    NoRows,
     SavedSignature,
     as_served,
     cpu_name,
@@ -20,38 +23,22 @@ from inference.models.runtimes.runtime import (
     row_spec,
     telling_line,
 )
-from inference.schema import Block, DType, Signature, TensorSpec, rows_in
+from inference.protocols.tensors import as_text, most_rows, objects, wrong_shape
+from inference.schema import Block, DType, GraphSignature, GraphTensor, Signature, TensorSpec, rows_in
 
 # the library reads it when it is loaded: errors only, not pages of notes
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import tensorflow as tf
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.message import DecodeError
 
-# this imports tensorflow
+# these import tensorflow
 from inference.models.runtimes.saved_model_checks import check_dense, check_opens_no_files
+from inference.models.runtimes.saved_model_requests import REQUESTS_FILE, read_requests
+from inference.models.runtimes.saved_model_signatures import graph_signatures
 
 log = get_logger(__name__)
 
 _DEFAULT_SIGNATURE = "serving_default"
-REQUESTS_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
-#: TensorFlow Serving's own limit
-MOST_REQUESTS = 1_000
-#: a thousand requests of a small picture each
-_MOST_BYTES = 256 << 20
-
-_TENSOR_FILE = "tensorflow/core/framework/tensor.proto"
-_PACKAGE = "forecache.warm_up"
-#: the fields of TensorFlow Serving's messages that matter here: the package with all of them needs one version of
-#: TensorFlow. Message → fields as (name, number, type)
-_MESSAGES: dict[str, list[tuple[str, int, str]]] = {
-    "ModelSpec": [("signature_name", 3, "string")],
-    "Input": [("key", 1, "string"), ("value", 2, ".tensorflow.TensorProto")],
-    "PredictRequest": [("model_spec", 1, "ModelSpec"), ("inputs", 2, "repeated Input")],
-    "PredictLog": [("request", 1, "PredictRequest")],
-    "PredictionLog": [("predict_log", 6, "PredictLog")],
-}
 
 
 def load(file: Path, options: LoadOptions, _: FeatureContract | None) -> TensorFlowRuntime:
@@ -63,19 +50,19 @@ def load(file: Path, options: LoadOptions, _: FeatureContract | None) -> TensorF
 
 
 def signatures(folder: Path, options: LoadOptions) -> dict[str, SavedSignature]:
-    """Return all signatures of the SavedModel in a folder that can be served, by name.
+    """Return all signatures of the SavedModel in a folder that compute rows, by name.
 
     Raises:
         ModelError: it cannot be loaded.
     """
-    model = _load(folder, options)
+    model, declared = _load(folder, options), graph_signatures(folder)
     found = {}
     for name in _names(model):
         function = model.signatures[name]
         try:
-            inputs, outputs = _specs(function, folder, name)
+            inputs, outputs = _specs(function, declared[name], folder, name)
         except ModelError:
-            continue  # it cannot be served
+            continue  # it computes no rows
         signature = Signature.of_model(inputs.values(), outputs.values())
         found[name] = SavedSignature(signature, _reads_examples(function) and len(inputs) == 1)
     return found
@@ -85,19 +72,29 @@ class TensorFlowRuntime:
     """A SavedModel in memory. Calls the signature directly: one row takes 0.5 ms, with Keras' `predict` 80 ms."""
 
     def __init__(self, folder: Path, options: LoadOptions) -> None:
-        # the signature has weak references to its variables: the model must live as long as it
+        # the signatures have weak references to their variables: the model must live as long as they
         self._model = _load(folder, options)
         self.signature_name = _serving_signature(self._model, folder, options.signature)
-        self._function = self._model.signatures[self.signature_name]
-        self._inputs, self._outputs = _specs(self._function, folder, self.signature_name)
-        self._order = list(self._function.function_type.parameters)
+        declared = graph_signatures(folder)
+        #: what each signature declares, by name
+        self.signatures = {name: declared[name] for name in _names(self._model)}
+        self._functions = {name: _Function(self._model.signatures[name]) for name in self.signatures}
+        self._own = self._functions[self.signature_name]
+        self.without_rows: str | None = None
+        self._inputs: dict[str, TensorSpec] = {}
+        self._outputs: dict[str, TensorSpec] = {}
+        own = declared[self.signature_name]
+        try:
+            function = self._model.signatures[self.signature_name]
+            self._inputs, self._outputs = _specs(function, own, folder, self.signature_name)
+        except NoRows as error:
+            if any(one.element is None for one in (*own.inputs, *own.outputs)):
+                raise
+            self.without_rows = error.message
+        #: whether its own signature has answered requests that came with the model
+        self.has_answered = False
         self.device = device()
         self.signature = Signature.of_model(self._inputs.values(), self._outputs.values())
-
-    @property
-    def input_names(self) -> set[str]:
-        """The names of the inputs."""
-        return set(self._inputs)
 
     def predict(self, inputs: Block) -> Block:
         """Return the outputs by name in the model's own shapes, rows in the order of the inputs.
@@ -108,21 +105,79 @@ class TensorFlowRuntime:
         """
         rows = rows_in(inputs)
         try:
-            tensors = self._call(
-                {name: tf.convert_to_tensor(inputs[name], dtype=_tf_dtype(spec)) for name, spec in self._inputs.items()}
+            tensors = self._own(
+                {name: tf.convert_to_tensor(inputs[name], _tf_dtype(spec.dtype)) for name, spec in self._inputs.items()}
             )
-        except tf.errors.ResourceExhaustedError as error:
-            raise ModelOutOfMemory(f"{rows} rows do not fit into memory: {telling_line(error)}") from error
-        except (tf.errors.OpError, ValueError, TypeError) as error:
-            raise PredictionFailed(f"the model failed: {telling_line(error)}") from error
+        except _FAILURES as error:
+            raise _failure(error, rows) from error
         return {spec.name: as_served(tensors[spec.name].numpy(), spec, rows) for spec in self._outputs.values()}
 
-    def _call(self, tensors: dict[str, Any]) -> Any:
+    def call(self, signature: str, tensors: Block) -> Block:
+        """Return the outputs of a signature by name. The graph decides which shapes it takes, and gives.
+
+        Text of the outputs is `str`, or `bytes` if it is not UTF-8.
+
+        Raises:
+            BadInput: the graph does not take these tensors, whose shapes are not those that it declares; or it cannot
+                parse the examples in them.
+            PredictionFailed: the model raised.
+            ModelOutOfMemory: the tensors do not fit into the device's memory.
+        """
+        declared = self.signatures[signature]
+        try:
+            given = {
+                one.name: tf.convert_to_tensor(tensors[one.name], _tf_dtype(one.element)) for one in declared.inputs
+            }
+            outputs = self._functions[signature](given)
+        except _FAILURES as error:
+            raise _refusal(declared, tensors, error) or _failure(error, most_rows(tensors)) from error
+        return {one.name: _as_array(outputs[one.name], one) for one in declared.outputs}
+
+
+class _Function:
+    """A signature's function of tensors by name."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self._order = list(function.function_type.parameters)
+
+    def __call__(self, tensors: dict[str, Any]) -> Any:
         # like a call of the signature, but without `inspect`, which binds the arguments and takes as long as a small
         # model (164 µs a call against 89)
         function = self._function
         flat = function.inference_fn.call_flat(*(tensors[name] for name in self._order), *function.captured_inputs)
         return function.function_type.pack_output(flat)
+
+
+_FAILURES = (tf.errors.OpError, ValueError, TypeError)
+#: starts of TensorFlow's messages about examples that cannot be parsed; they name features only
+_EXAMPLE_FAULTS = ("Name: <unknown>, Feature: ", "Name: <unknown>, Key: ", "Could not parse example input")
+
+
+def _failure(error: Exception, rows: int) -> PredictionFailed:
+    if isinstance(error, tf.errors.ResourceExhaustedError):
+        return ModelOutOfMemory(f"{rows} rows do not fit into memory: {telling_line(error)}")
+    return PredictionFailed(f"the model failed: {telling_line(error)}")
+
+
+def _refusal(declared: GraphSignature, tensors: Block, error: Exception) -> BadInput | None:
+    """Return the fault of the tensors behind a failure; None if they have none."""
+    if isinstance(error, tf.errors.ResourceExhaustedError):
+        return None
+    for one in declared.inputs:
+        if one.shape is not None and not one.fits(tensors[one.name].shape):
+            return wrong_shape(one.name, tensors[one.name].shape, one.shape)
+    line = telling_line(error)
+    return BadInput(line) if line.startswith(_EXAMPLE_FAULTS) else None
+
+
+def _as_array(tensor: Any, declared: GraphTensor) -> npt.NDArray[Any]:
+    if not isinstance(tensor, tf.Tensor) or declared.element is None:
+        raise BadInput(f"output {declared.name!r} is {declared.dtype}, which no answer can hold", field=declared.name)
+    values = np.asarray(tensor.numpy(), declared.element.numpy)
+    if declared.element is DType.STRING:
+        return objects([as_text(value) for value in values.ravel().tolist()]).reshape(values.shape)
+    return values
 
 
 def _warm_up_with_own_requests(runtime: TensorFlowRuntime, folder: Path) -> None:
@@ -132,17 +187,20 @@ def _warm_up_with_own_requests(runtime: TensorFlowRuntime, folder: Path) -> None
         ModelError: the model cannot answer one of them, so the version must not be served.
     """
     answered = 0
-    for number, (signature, inputs) in enumerate(read_requests(folder), start=1):
-        if (signature or _DEFAULT_SIGNATURE) != runtime.signature_name:
+    for number, (name, inputs) in enumerate(read_requests(folder), start=1):
+        signature = name or _DEFAULT_SIGNATURE
+        declared = runtime.signatures.get(signature)
+        if declared is None:
             continue
         where = f"{folder / REQUESTS_FILE}: request {number}"
-        missing = runtime.input_names - inputs.keys()
+        missing = {one.name for one in declared.inputs} - inputs.keys()
         if missing:
             raise ModelError(f"{where} has no input {min(missing)!r}", field=min(missing))
         try:
-            runtime.predict(inputs)
-        except PredictionFailed as error:
+            runtime.call(signature, inputs)
+        except (BadInput, PredictionFailed) as error:
             raise ModelError(f"{where} fails: {error.message}") from error
+        runtime.has_answered |= signature == runtime.signature_name
         answered += 1
     if answered:
         log.info("model.warm_up_requests", folder=str(folder), answered=answered)
@@ -184,7 +242,9 @@ def _names(model: Any) -> list[str]:
     return sorted(name for name in getattr(model, "signatures", {}) if not name.startswith("__"))
 
 
-def _specs(function: Any, folder: Path, name: str) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+def _specs(
+    function: Any, declared: GraphSignature, folder: Path, name: str
+) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
     """Return a signature's inputs and outputs by name.
 
     Raises:
@@ -197,8 +257,8 @@ def _specs(function: Any, folder: Path, name: str) -> tuple[dict[str, TensorSpec
     outputs = dict(sorted(function.structured_outputs.items()))
     check_dense(folder, name, inputs)
     return (
-        {name: _spec(folder, "input", name, tensor) for name, tensor in inputs.items()},
-        {name: _spec(folder, "output", name, tensor) for name, tensor in outputs.items()},
+        {one.name: _spec(folder, "input", one, inputs[one.name]) for one in declared.inputs},
+        {one.name: _spec(folder, "output", one, outputs[one.name]) for one in declared.outputs},
     )
 
 
@@ -234,67 +294,18 @@ def _serving_signature(model: Any, folder: Path, wanted: str | None) -> str:
     return name
 
 
-def _spec(folder: Path, kind: str, name: str, tensor: Any) -> TensorSpec:
+def _spec(folder: Path, kind: str, declared: GraphTensor, tensor: Any) -> TensorSpec:
+    name = declared.name
     if isinstance(tensor, tf.RaggedTensorSpec | tf.SparseTensorSpec):
         is_ragged = isinstance(tensor, tf.RaggedTensorSpec)
         what, fix = ("ragged", ".to_tensor()") if is_ragged else ("sparse", "tf.sparse.to_dense")
         raise ModelError(f"{folder}: {kind} {name!r} is {what}: export it dense ({fix})", field=name)
-    if not isinstance(tensor, tf.TensorSpec) or tensor.shape.rank is None:
-        raise ModelError(f"{folder}: {kind} {name!r} is no plain tensor of known rank", field=name)
-    return row_spec(folder, kind, name, tensor.dtype.name, tensor.shape.as_list())
+    # a graph of TensorFlow 1 loses the shapes of its tensors when it is loaded
+    if declared.shape is None:
+        raise NoRows(f"{folder}: {kind} {name!r} is no plain tensor of known rank", field=name)
+    shape = [None if size < 0 else size for size in declared.shape]
+    return row_spec(folder, kind, name, tensor.dtype.name, shape)
 
 
-def _tf_dtype(spec: TensorSpec) -> Any:
-    return tf.string if spec.dtype is DType.STRING else tf.as_dtype(spec.dtype.value)
-
-
-def read_requests(folder: Path) -> Iterator[tuple[str, Block]]:
-    """Yield the signature's name ("" for the default one) and the inputs of each request to predict, in order.
-
-    Reads `assets.extra/tf_serving_warmup_requests`, a TFRecord file of `tensorflow.serving.PredictionLog`, if there is
-    one. Leaves out requests to classify or regress.
-
-    Raises:
-        ModelError: the file is damaged, or holds something else.
-    """
-    file = folder / REQUESTS_FILE
-    if not file.is_file():
-        return
-    if file.stat().st_size > _MOST_BYTES:
-        raise ModelError(f"{file} is larger than {_MOST_BYTES >> 20} MiB: leave fewer or smaller requests there")
-    try:
-        for record in tf.data.TFRecordDataset(str(file)).take(MOST_REQUESTS).as_numpy_iterator():
-            log = _prediction_log().FromString(record)
-            if log.HasField("predict_log"):
-                request = log.predict_log.request
-                inputs = {each.key: tf.make_ndarray(each.value) for each in request.inputs}
-                yield request.model_spec.signature_name, inputs
-    except (tf.errors.OpError, DecodeError, TypeError) as error:
-        raise ModelError(f"{file} cannot be read as warm-up requests: {' '.join(str(error).split())[:200]}") from error
-
-
-@cache
-def _prediction_log() -> Any:
-    """Return the class of a `PredictionLog`."""
-    declared = descriptor_pb2.FileDescriptorProto(
-        name="forecache/warm_up.proto", package=_PACKAGE, dependency=[_TENSOR_FILE], syntax="proto3"
-    )
-    for name, fields in _MESSAGES.items():
-        message = declared.message_type.add(name=name)
-        for field, number, kind in fields:
-            message.field.append(_field(field, number, kind))
-    pool = descriptor_pool.Default()
-    pool.Add(declared)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.PredictionLog"))
-
-
-def _field(name: str, number: int, kind: str) -> descriptor_pb2.FieldDescriptorProto:
-    repeated, _, kind = kind.rpartition(" ")
-    field = descriptor_pb2.FieldDescriptorProto(name=name, number=number)
-    field.label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
-    if kind == "string":
-        field.type = field.TYPE_STRING
-    else:
-        field.type = field.TYPE_MESSAGE
-        field.type_name = kind if kind.startswith(".") else f".{_PACKAGE}.{kind}"
-    return field
+def _tf_dtype(dtype: DType | None) -> Any:
+    return None if dtype is None else tf.string if dtype is DType.STRING else tf.as_dtype(dtype.value)

@@ -1,5 +1,5 @@
 -- Resumes a run that was over, unless its model has another run in progress. Finished chunks stay finished.
--- KEYS: run, active_run, claims, done, sent, histogram
+-- KEYS: run, active_run, claims, done, sent, bins, histogram
 -- ARGV: run id, new state, expected states (' a b '), field, value, …
 -- Returns {'ok' | 'active' | 'state', detail}
 local state = redis.call('HGET', KEYS[1], 'state')
@@ -18,4 +18,5 @@ if #ARGV > 3 then redis.call('HSET', KEYS[1], unpack(ARGV, 4)) end
 redis.call('PERSIST', KEYS[1])
 redis.call('PERSIST', KEYS[4])
 redis.call('PERSIST', KEYS[6])
+redis.call('PERSIST', KEYS[7])
 return {'ok', ARGV[2]}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
+from contextvars import copy_context
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,11 +14,14 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from app.api.access import AccessControl
-from app.api.connections import STEP_BYTES, Connection
+from app.api.bounded_connections import STEP_BYTES
+from app.api.connections import Connection
 from app.api.hot_path import predict_one
 from app.api.limits import ConnectionLimit, RequestMemory
 from app.api.requests import begin_request
 from app.api.server import configure
+from inference.errors import Overloaded
+from inference.logs import requests_behind
 from inference.settings import ApiSettings
 
 REQUEST = b"GET /%d HTTP/1.1\r\n\r\n"
@@ -99,13 +104,22 @@ async def test_of_requests_that_are_sent_together_few_wait_at_a_time_and_all_are
 
 
 class Service:
-    """Has no answer stored, and computes one."""
+    """Has no answer stored, and computes one. `at_once`: the answer if there is no need to compute."""
+
+    at_once: list[Any] | None = None
+
+    def __init__(self) -> None:
+        self.context = copy_context()
 
     def look_up(self, _model: None, entity_ids: tuple[str], tell: Callable[[], None], **_: None) -> tuple[str]:
-        asyncio.get_running_loop().call_soon(tell)
+        # like a look-up that many requests share: they are told of its end in one context
+        asyncio.get_running_loop().call_soon(tell, context=self.context)
         return entity_ids
 
     def hits(self, _: tuple[str]) -> None: ...
+
+    def answers_at_once(self, _: tuple[str]) -> list[Any] | None:
+        return self.at_once
 
     async def complete(self, entity_ids: tuple[str]) -> list[Any]:
         await asyncio.sleep(0)
@@ -118,8 +132,10 @@ class Predicting(Application):
     def __init__(self) -> None:
         self.access = AccessControl(ApiSettings())
         self.state = SimpleNamespace(process=SimpleNamespace(service=Service()))
+        self.tasks = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.tasks += 1
         service: Any = self.state.process.service
         await predict_one(service, self.access, scope, receive, send, begin_request(scope))
 
@@ -145,6 +161,50 @@ async def test_a_computed_answer_is_one_write_unless_its_client_is_slow(is_slow:
     assert [b'{"of":"e%d"}' % number in client.taken for number in range(2)] == [True, True]
     assert (bodies, all(b"content-length: 11" in head for head in heads)) == (2, True)
     assert client.writes == (4 if is_slow else 2)
+
+
+async def test_a_refusal_takes_no_task_and_one_write_and_the_connection_goes_on() -> None:
+    client, application = Client(), Predicting()
+    connection = connect(client, application)
+    service = application.state.process.service
+    service.at_once = [Overloaded("too many wait", retry_after_s=2.5)]
+    for path in (b"/predict/a", b"/predict/b", b"/predict/a?timeout_ms=0"):
+        connection.data_received(b"GET %b HTTP/1.1\r\n\r\n" % path)
+        for _ in range(5):
+            await asyncio.sleep(0)
+    assert (application.tasks, client.writes) == (0, 3)
+    service.at_once = None
+    connection.data_received(b"GET /predict/c HTTP/1.1\r\n\r\n")
+    for _ in range(20):
+        await asyncio.sleep(0)
+    connection.connection_lost(None)
+
+    first, second, third, fourth = client.taken.split(b"HTTP/1.1 ")[1:]
+    assert [answer[:3] for answer in (first, second, third, fourth)] == [b"503", b"503", b"400", b"200"]
+    head, _, body = first.partition(b"\r\n\r\n")
+    told = json.loads(body)
+    assert (told["code"], told["status"], told["detail"]) == ("overloaded", 503, "too many wait")
+    lines = head.lower().split(b"\r\n")
+    assert {
+        b"content-type: application/problem+json",
+        b"content-length: %d" % len(body),
+        b"retry-after: 3",
+        b"x-request-id: %b" % told["request_id"].encode(),
+        b"x-frame-options: deny",
+    } <= set(lines)
+    assert json.loads(second.partition(b"\r\n\r\n")[2])["request_id"] != told["request_id"]
+    assert service.context.run(requests_behind) == ()
+
+
+async def test_a_client_that_left_during_the_look_up_gets_no_refusal() -> None:
+    client, application = Client(), Predicting()
+    connection = connect(client, application)
+    application.state.process.service.at_once = [Overloaded("too many wait")]
+    connection.data_received(b"GET /predict/a HTTP/1.1\r\n\r\n")
+    connection.connection_lost(None)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert (application.tasks, client.writes) == (0, 0)
 
 
 class Transport(asyncio.Transport):

@@ -13,7 +13,8 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from app.api.access import AccessControl
-from app.api.connections import CHECK_EVERY_S, Connection
+from app.api.bounded_connections import CHECK_EVERY_S
+from app.api.connections import Connection
 from app.api.hot_path import predict_one
 from app.api.limits import ConnectionLimit, RequestMemory
 from app.api.requests import begin_request
@@ -148,6 +149,9 @@ async def test_a_query_counts_for_its_own_request() -> None:
     client.reader.entries["old"] = entry(4.0, as_of=NOW - 500)
     for _ in range(2):
         assert await client.send(get("old?max_staleness_hours=1")) == [("old", 4.0)]
+    assert await client.send(get("a?max_staleness_hours=1")) == [("a", 1.0)]
+    assert await client.send(get("a?max_staleness_hours=0")) == [("a", 2.5)]
+    assert await client.send(get("old?max_staleness_hours=1")) == [("old", 4.0)]
     assert await client.send(get("old")) == [("old", 2.5)]
 
 

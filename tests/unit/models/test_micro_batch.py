@@ -12,9 +12,11 @@ import pytest
 from inference.errors import ModelOutOfMemory, PredictionFailed
 from inference.features import Feature, FeatureContract, Vectoriser
 from inference.models import LoadedModel, MicroBatch, MicroBatches, ModelRegistry, VersionRecord
-from inference.models.micro_batch import FALLBACK_ROWS, LARGEST, SMALLEST, fastest_rows
+from inference.models.micro_batch import AGAIN_AFTER_S, CALM, FALLBACK_ROWS, LARGEST, SMALLEST, fastest_rows
 from inference.models.registry import MicroBatchRecord
+from inference.processors import OthersTime
 from inference.schema import Block, DType, Signature, TensorSpec
+from inference.stored_data import record_from_json
 
 SIGNATURE = Signature((TensorSpec("x", DType.FLOAT32),), (TensorSpec("y", DType.FLOAT32),))
 
@@ -111,8 +113,25 @@ class Model:
         return {"y": np.zeros(len(inputs["x"]), np.float32)}
 
 
+class Process:
+    """One process's micro-batches of a model, on a machine where others take a share of the time."""
+
+    def __init__(self, registry: Remembering, model: Model, others: float = 0.0, now: float = 1000.0) -> None:
+        self.model, self.others, self.now = model, others, now
+        self.batches = MicroBatches(
+            cast(ModelRegistry, registry),
+            clock=model.machine.clock,
+            now=lambda: self.now,
+            others_time=lambda: cast(OthersTime, SimpleNamespace(share=lambda: self.others)),
+        )
+
+    @property
+    def rows(self) -> int:
+        return self.batches.of("m", cast(LoadedModel, self.model), "auto").rows
+
+
 def search(registry: Remembering, model: Model, asked: Any = "auto") -> MicroBatch:
-    batches = MicroBatches(cast(ModelRegistry, registry), clock=model.machine.clock)
+    batches = Process(registry, model).batches
     found = batches.of("m", cast(LoadedModel, model), asked)
     assert batches.of("m", cast(LoadedModel, model), asked) is found
     return found
@@ -142,6 +161,38 @@ def test_a_replaced_version_and_another_device_are_searched_anew(registry: Remem
 def test_running_out_of_memory_is_remembered_for_other_processes(registry: Remembering) -> None:
     search(registry, Model(Machine(call_s=0.001))).shrink(10_000)
     assert search(registry, Model(Machine(call_s=0.001))).rows == 5_000
+
+
+def test_what_was_found_on_a_busy_machine_is_found_again_later_and_the_calmer_search_counts(
+    registry: Remembering,
+) -> None:
+    machine = Machine(call_s=0.0)
+    process = Process(registry, Model(machine), others=0.5)
+    assert process.rows == SMALLEST
+    machine.call_s = 0.001
+    process.now += AGAIN_AFTER_S - 1
+    assert process.rows == SMALLEST  # too early
+    assert Process(registry, Model(machine), now=process.now).rows == SMALLEST
+    process.now, process.others = process.now + 1, 0.6
+    assert process.rows == SMALLEST  # searched, but the machine was busier
+    assert registry.found["m", 3, "cpu-2"].others == 0.5
+    process.now, process.others = process.now + AGAIN_AFTER_S, CALM
+    assert process.rows == 16_384
+    machine.call_s = 0.0
+    process.now += 100 * AGAIN_AFTER_S
+    assert process.rows == Process(registry, Model(machine), now=process.now).rows == 16_384
+
+
+def test_rows_that_did_not_fit_into_memory_on_a_busy_machine_are_not_tried_again(registry: Remembering) -> None:
+    process = Process(registry, Model(Machine(call_s=0.001)), others=1.0)
+    process.batches.of("m", cast(LoadedModel, process.model), "auto").shrink(1000)
+    process.now += AGAIN_AFTER_S
+    assert process.rows == Process(registry, process.model, now=process.now).rows == 500
+
+
+def test_a_record_of_an_older_release_counts_for_good() -> None:
+    record = record_from_json(MicroBatchRecord, b'{"rows":512,"fingerprint":"f"}', "a record")
+    assert record.others <= CALM
 
 
 def test_a_number_that_was_asked_for_stands_and_is_nobody_elses(registry: Remembering) -> None:

@@ -15,8 +15,8 @@ from inference.protocols.json_documents import parse
 from inference.protocols.open_inference import infer_request, read_body
 from inference.protocols.tensorflow_examples import read_examples
 from inference.protocols.tensorflow_serving import read_document, tensors_of
-from inference.protocols.tensors import check_tensors, pack
-from inference.schema import DType, Signature, TensorSpec
+from inference.protocols.tensors import check_named, check_tensors, pack
+from inference.schema import DType, GraphSignature, Signature, TensorSpec
 
 few = settings(max_examples=30)
 
@@ -45,8 +45,9 @@ VALUES = st.recursive(
 @given(document=st.dictionaries(st.sampled_from(["instances", "inputs", "signature_name"]), VALUES))
 def test_a_predict_request_gives_tensors_or_a_refusal(signature: Signature, document: dict[str, Any]) -> None:
     with suppress(BadInput):
-        tensors, _ = tensors_of(read_document(json.dumps(document).encode()), signature.inputs)
-        check_tensors(tensors, signature.inputs)
+        declared = GraphSignature.of_rows(signature).inputs
+        tensors, _ = tensors_of(read_document(json.dumps(document).encode()), declared)
+        check_named(tensors, declared)
         assert pack(tensors)
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from inference.errors import BadInput
 from inference.protocols.tensors import (
     MAX_TENSOR_ROWS,
+    are_rows_of,
     check_rows,
     check_tensors,
-    joined,
     objects,
     pack,
     packed_rows,
@@ -86,9 +86,21 @@ def test_tensors_that_are_not_the_models_are_refused(tensors: Any, message: str)
         check_tensors(tensors, SPECS)
 
 
-def test_parts_of_different_widths_make_no_tensor() -> None:
-    with pytest.raises(BadInput, match="different shapes"):
-        joined([{"a": np.zeros((1, 2))}, {"a": np.zeros((1, 3))}])
+@pytest.mark.parametrize(
+    ("shapes", "are_rows"),
+    [
+        ([(2, 3), (1, 3)], True),
+        ([(2, 3), (1, 4)], False),
+        ([(2, 3), (2, 3)], False),
+        ([(), ()], False),
+    ],
+)
+def test_outputs_of_parts_are_joined_only_if_they_are_rows_of_one_shape(
+    shapes: list[tuple[int, ...]], are_rows: bool
+) -> None:
+    parts = [{"x": np.zeros(2)}, {"x": np.zeros(1)}]
+    assert are_rows_of(parts, [{"y": np.zeros(shape)} for shape in shapes]) is are_rows
+    assert are_rows_of(parts[:1], [{"y": np.zeros(())}])
 
 
 @pytest.mark.parametrize(

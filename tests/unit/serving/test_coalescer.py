@@ -153,6 +153,24 @@ async def test_what_cannot_be_answered_in_time_is_turned_away_at_once_and_told_w
 
 
 @virtual_time
+async def test_what_would_be_turned_away_is_told_without_asking_and_what_is_on_its_way_may_be_joined() -> None:
+    coalescer = Coalescer(Worker(), max_in_flight=1, max_rows=1)
+    await coalescer.ask(["warm"], until=5)
+    loop = asyncio.get_running_loop()
+    flying = asyncio.create_task(coalescer.ask(["a"], until=9))
+    await asyncio.sleep(0.1)
+    waiting = asyncio.create_task(coalescer.ask(["b"], until=9))
+    await asyncio.sleep(0)
+    soon = loop.time() + 0.5
+    assert [coalescer.refusal(entity_id, soon) for entity_id in "ab"] == [None, None]
+    refused = coalescer.refusal("c", soon)
+    assert (type(refused), refused and refused.retry_after_s) == (Overloaded, 2.0)
+    assert coalescer.refusal("c", loop.time() + 5) is None
+    assert predictions([*await flying, *await waiting]) == ["a", "b"]
+    assert coalescer.refusal("c", loop.time() + 0.5) is None, "there is room again"
+
+
+@virtual_time
 async def test_joining_what_is_in_flight_is_never_refused() -> None:
     coalescer = Coalescer(Worker(), max_in_flight=1, max_rows=1)
     await coalescer.ask(["warm"], until=5)
@@ -168,6 +186,24 @@ async def test_a_slow_spell_is_forgotten_as_soon_as_there_is_room_again() -> Non
     coalescer = Coalescer(worker, max_in_flight=1, max_rows=1)
     assert predictions(await coalescer.ask(["a"], until=0.5)) == [DeadlineExceeded]
     assert predictions(await coalescer.ask(["a"], until=5)) == ["a"]
+
+
+@virtual_time
+async def test_while_answers_come_late_fewer_and_fewer_are_tried_until_they_come_in_time_again() -> None:
+    worker = Worker()
+    coalescer = Coalescer(worker, max_in_flight=2, max_rows=8)
+
+    async def flood(within_s: float) -> tuple[int, int]:
+        """Return how many of sixteen ids left for a worker, and how many were refused at once."""
+        sent, until = len(worker.batches), asyncio.get_running_loop().time() + within_s
+        replies = predictions(await coalescer.ask([f"{sent}-{number}" for number in range(16)], until=until))
+        await asyncio.sleep(1)
+        return sum(map(len, worker.batches[sent:])), replies.count(Overloaded)
+
+    assert await flood(0.5) == (16, 0), "nothing is known of the pace yet"
+    assert [await flood(0.4) for _ in range(4)] == [(2, 14), (1, 15), (1, 15), (1, 15)]
+    assert await flood(5) == (16, 0), "who has time enough waits"
+    assert [await flood(0.4) for _ in range(2)] == [(4, 12), (2, 14)]
 
 
 @virtual_time

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from inference.errors import StoreUnavailable, Unreadable
-from inference.serving.model_service import PATIENCE_S, LookUp, SharedLookups
+from inference.errors import Overloaded, StoreUnavailable, Unreadable
+from inference.serving.model_service import PATIENCE_S, READ_AT_ONCE, LookUp, SharedLookups
 from inference.store import Entry
 from tests.support.serving_fakes import FakeReader, entry
 from tests.support.virtual_time import virtual_time
@@ -63,6 +63,50 @@ async def test_what_is_asked_during_a_read_shares_the_next_which_begins_when_tha
     await asyncio.gather(first, second, find(lookups, ["c"]))
     assert reader.reads == [["a"], ["b", "c"]]
     assert loop.time() == pytest.approx(PATIENCE_S)
+
+
+@virtual_time
+async def test_a_flood_is_read_in_parts_in_the_order_of_its_arrival() -> None:
+    reader = FakeReader({"last": entry(1)})
+    reader.delay_s = PATIENCE_S / 2
+    lookups, loop = SharedLookups(reader), asyncio.get_running_loop()
+    flood = [asyncio.create_task(find(lookups, [f"e{number}"])) for number in range(2 * READ_AT_ONCE)]
+    await asyncio.sleep(0)
+    assert await find(lookups, ["last"]) == [entry(1)]
+    assert [len(ids) for ids in reader.reads] == [READ_AT_ONCE, READ_AT_ONCE, 1]
+    assert loop.time() == pytest.approx(3 * reader.delay_s)
+    assert all(found.done() for found in flood)
+
+
+@virtual_time
+async def test_in_a_flood_those_whose_time_ran_out_are_refused_and_not_read() -> None:
+    reader = FakeReader({"last": entry(1)})
+    reader.delay_s = PATIENCE_S / 2
+    lookups, loop = SharedLookups(reader), asyncio.get_running_loop()
+    hasty = loop.time() + reader.delay_s / 2
+    first = [asyncio.create_task(find(lookups, [f"e{number}"])) for number in range(READ_AT_ONCE)]
+    late = [asyncio.create_task(find(lookups, [f"late{number}"], hasty)) for number in range(READ_AT_ONCE)]
+    await asyncio.sleep(0)
+    assert await find(lookups, ["last"]) == [entry(1)]
+    errors = await asyncio.gather(*late, return_exceptions=True)
+    assert {type(error) for error in errors} == {Overloaded}
+    assert [len(ids) for ids in reader.reads] == [READ_AT_ONCE, 1]
+    assert all(found.done() for found in first)
+
+
+@virtual_time
+async def test_a_flood_goes_on_beside_a_read_that_hangs() -> None:
+    reader = FakeReader({"last": entry(1)})
+    reader.delay_s = 10
+    lookups, loop = SharedLookups(reader), asyncio.get_running_loop()
+    hanging = [asyncio.create_task(find(lookups, [f"e{number}"])) for number in range(READ_AT_ONCE)]
+    last = asyncio.create_task(find(lookups, ["last"]))
+    await asyncio.sleep(0.001)
+    reader.delay_s = 0
+    assert await last == [entry(1)]
+    assert loop.time() == pytest.approx(PATIENCE_S)
+    for each in hanging:
+        each.cancel()
 
 
 @virtual_time

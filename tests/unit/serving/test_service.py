@@ -280,6 +280,52 @@ async def test_workers_that_answer_nothing_are_not_waited_for_again_until_one_do
     assert await ask("d") == ("computed", 0.0)
 
 
+async def known_at_once(service: PredictionService, entity_id: str, **how: Any) -> Answer | ForecacheError | None:
+    """Return the answer that there is once the store has answered; None if a worker has to be waited for."""
+    over = asyncio.Event()
+    request = service.look_up("delay", [entity_id], over.set, **how)
+    await over.wait()
+    answers = service.hits(request) or service.answers_at_once(request)
+    return answers[0] if answers else None
+
+
+@virtual_time
+async def test_a_request_that_no_worker_would_answer_in_time_has_its_answer_after_the_look_up() -> None:
+    it = Deployment(realtime={"max_in_flight": 1, "max_micro_batch": 1})
+    it.reader.entries = {"hit": entry(4.0, as_of=NOW - 10), "old": entry(5.0, as_of=NOW - 200)}
+    it.workers.delay_s = 0.5
+    service = it.service
+    await service.predict("delay", ["warm"])  # now the pace is known
+    busy = asyncio.create_task(service.predict("delay", ["busy"]))
+    await asyncio.sleep(0.1)
+
+    hit = await known_at_once(service, "hit", timeout_s=0.2)
+    stale = await known_at_once(service, "old", timeout_s=0.2)
+    refused = await known_at_once(service, "new", timeout_s=0.2)
+    assert isinstance(hit, Answer) and isinstance(stale, Answer) and isinstance(refused, Overloaded)  # noqa: PT018
+    assert (hit.outcome, stale.outcome, stale.prediction, refused.retry_after_s) == ("hit_batch", "stale", 5.0, 0.5)
+    assert await known_at_once(service, "busy", timeout_s=0.2) is None, "it is on its way: the answer may come in time"
+    assert await known_at_once(service, "new", timeout_s=2.0) is None, "there is time enough"
+    it.reader.previous = {"new": entry(3.0)}
+    assert await known_at_once(service, "new", timeout_s=0.2) is None, "the previous generation is looked at first"
+    assert (it.hits.counts[Outcome.SHED], it.hits.counts[Outcome.STALE], it.hits.asked[-2:]) == (1, 1, ["hit", "old"])
+    await busy
+    [computed] = await service.predict("delay", ["new"], timeout_s=0.6)
+    assert isinstance(computed, Answer), "there is room again"
+    assert computed.outcome == "computed"
+
+
+@virtual_time
+async def test_while_workers_are_gone_nothing_waits_for_them() -> None:
+    it = Deployment()
+    service = it.service
+    service.workers_heard(["delay"], False)
+    refused = await known_at_once(service, "a")
+    assert isinstance(refused, WorkersUnavailable)
+    service.workers_heard(["delay"], True)
+    assert await known_at_once(service, "a") is None
+
+
 @virtual_time
 async def test_a_patient_request_is_computed_though_hasty_ones_went_unanswered() -> None:
     it = Deployment()

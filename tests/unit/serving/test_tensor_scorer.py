@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -11,7 +13,7 @@ from inference.errors import DeadlineExceeded, PredictionFailed
 from inference.features import FeatureContract, Vectoriser, contract_from_signature
 from inference.models import LoadedModel, ModelHost, VersionRecord
 from inference.protocols.tensors import pack, unpack
-from inference.schema import Block, DType, Signature, TensorSpec
+from inference.schema import Block, DType, GraphSignature, GraphTensor, Signature, TensorSpec
 from inference.serving.scorer import TensorScorer, model_outputs
 from inference.settings import Settings
 
@@ -83,6 +85,53 @@ def test_what_cannot_be_computed_is_the_error_of_the_result(arguments: dict[str,
     result = SCORER.predict_tensors(**({"model": "m", "inputs": X} | arguments))
     assert list(result) == ["error"]
     assert result["error"]["code"] == code
+
+
+class Signed(Doubling):
+    """Has a second signature, which sums numbers of any shape."""
+
+    signatures = {"sum": GraphSignature("predict", (GraphTensor("x", "DT_FLOAT", None, "x:0"),), ())}  # noqa: RUF012
+    signature_name = "own"
+
+    def call(self, signature: str, tensors: Block) -> Block:
+        return {"total": tensors["x"].sum(keepdims=False).reshape(())}
+
+
+class SignedHost(Host):
+    def get(self, model: str, version: int | None = None) -> LoadedModel:
+        loaded = super().get(model, version)
+        loaded.record = replace(loaded.record, signatures=Signed.signatures)
+        loaded.runtime = Signed()
+        return loaded
+
+
+SIGNED = TensorScorer(
+    Settings.model_validate({"models": {"m": {"path": "m"}}}), cast("ModelHost", SignedHost()), in_time
+)
+
+
+@pytest.mark.parametrize("values", [3.0, [1.0, 2.0], [[1.0], [1.0], [1.0]], []])
+def test_a_signature_gets_tensors_of_any_shape(values: Any) -> None:
+    x = np.array(values, np.float32)
+    result = SIGNED.predict_tensors("m", pack({"x": x}), signature="sum")
+    assert unpack(result["outputs"])["total"].shape == ()
+    assert unpack(result["outputs"])["total"] == x.sum()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"signature": "other"}, "the model has no signature 'other'"),
+        ({"signature": 1}, "signature must be text"),
+        ({"inputs": pack({"z": np.zeros(1, np.float32)})}, "tensor '[xz]' is "),
+        ({"inputs": pack({"x": np.zeros(1, np.float64)})}, "tensor 'x' is float64, but the model takes DT_FLOAT"),
+        ({"inputs": pack({"x": np.zeros(5000, np.float32)})}, "5000 rows"),
+    ],
+)
+def test_a_forged_message_to_a_signature_is_refused(arguments: dict[str, Any], message: str) -> None:
+    result = SIGNED.predict_tensors(**({"model": "m", "inputs": X, "signature": "sum"} | arguments))
+    assert result["error"]["code"] == "bad-input"
+    assert re.match(message, str(result["error"]["message"]))
 
 
 def test_each_output_keeps_its_own_shape_and_the_signatures_order() -> None:

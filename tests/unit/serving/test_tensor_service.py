@@ -13,7 +13,7 @@ import pytest
 from inference.errors import BadInput, BrokerUnavailable, DeadlineExceeded, ForecacheError, NotFound
 from inference.outcomes import Outcome
 from inference.protocols.tensors import pack, unpack
-from inference.serving import PredictionService
+from inference.serving import ModelCall, PredictionService
 from inference.settings import Settings
 from tests.support.serving_fakes import FakeReader, FakeRecorder
 from tests.support.virtual_time import virtual_time
@@ -74,7 +74,7 @@ async def test_rows_of_two_versions_are_computed_again_by_the_newer() -> None:
 @virtual_time
 async def test_a_version_that_is_asked_for_is_told_to_the_worker() -> None:
     workers = DoublingWorkers()
-    outputs = await service(workers, FakeRecorder()).predict_tensors("m", X, version=7)
+    outputs = await service(workers, FakeRecorder()).predict_tensors("m", X, ModelCall(version=7))
     assert outputs.version == 7
     assert {version for _, version in workers.asked} == {7}
 
@@ -99,3 +99,35 @@ async def test_what_is_late_or_cannot_be_sent_is_shed_and_no_default_takes_its_p
     with pytest.raises(BrokerUnavailable):
         await service(workers, recorder).predict_tensors("m", X)
     assert recorder.counts == {Outcome.SHED: 20}
+
+
+class PaddingWorkers(DoublingWorkers):
+    """Gives a row for each row, as wide as the largest value of the call."""
+
+    async def __call__(
+        self, task: str, kwargs: Mapping[str, Any], *, deadline: float, timeout_s: float
+    ) -> dict[str, Any]:
+        values = unpack(kwargs["inputs"])["x"]
+        self.asked.append((values.size, kwargs.get("signature")))
+        outputs = {"y": np.zeros((len(values), int(values.max()))) if values.ndim else values}
+        return {"model": kwargs["model"], "model_version": 1, "outputs": pack(outputs)}
+
+
+@virtual_time
+async def test_rows_that_do_not_fit_together_are_computed_again_in_one_call() -> None:
+    workers = PaddingWorkers()
+    outputs = await service(workers, FakeRecorder()).predict_tensors("m", X, ModelCall(signature="s"))
+    assert outputs.tensors["y"].shape == (10, 9)
+    assert workers.asked == [(4, "s"), (4, "s"), (2, "s"), (10, "s")]
+
+
+@virtual_time
+async def test_what_has_no_rows_is_one_call() -> None:
+    workers, recorder = PaddingWorkers(), FakeRecorder()
+    outputs = await service(workers, recorder).predict_tensors("m", X, ModelCall(splits=False))
+    assert outputs.tensors["y"].shape == (10, 9)
+    scalar = {"x": np.float32(3).reshape(())}
+    outputs = await service(workers, recorder).predict_tensors("m", scalar, ModelCall(signature="s", splits=False))
+    assert outputs.tensors["y"].shape == ()
+    assert workers.asked == [(10, None), (1, "s")]
+    assert recorder.counts == {Outcome.COMPUTED: 11}

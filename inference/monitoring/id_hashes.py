@@ -1,0 +1,103 @@
+"""Hashes entity ids with the deployment's key, so that access logs hold no ids.
+
+SipHash-2-4 (Aumasson and Bernstein, 2012), computed by column: without the key, nobody can tell which id a hash
+belongs to, or find ids with a wanted hash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+KEY_BYTES = 16
+#: rows at a time: their words stay in the processor's cache
+_BLOCK = 8192
+
+Words = npt.NDArray[np.uint64]
+
+
+def id_hashes(ids: Sequence[str] | npt.NDArray[Any] | pa.Array | pa.ChunkedArray, key: bytes) -> Words:
+    """Return the 64-bit hash of each id: of a list or numpy array of text, or an Arrow column of text without nulls.
+
+    `key`: 16 bytes. About 0.1 µs an id.
+    """
+    texts = _as_text(ids)
+    offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    first, last = (int(offsets[0]), int(offsets[-1])) if len(texts) else (0, 0)
+    # eight more bytes, so that the last word of the last id can be read whole
+    data = np.zeros(last - first + 8, np.uint8)
+    data[:-8] = np.frombuffer(texts.buffers()[2] or b"", np.uint8)[first:last]
+    words = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))
+    result = np.empty(len(texts), np.uint64)
+    for start in range(0, len(texts), _BLOCK):
+        bounds = offsets[start : start + _BLOCK + 1] - first
+        result[start : start + _BLOCK] = _siphash(words, bounds[:-1], np.diff(bounds), key)
+    return result
+
+
+def _as_text(ids: Any) -> Any:
+    if isinstance(ids, pa.ChunkedArray):
+        ids = ids.combine_chunks()
+    elif not isinstance(ids, pa.Array):
+        ids = pa.array(ids, pa.large_string())
+    return pc.cast(ids, pa.large_binary()) if pa.types.is_string(ids.type) else pc.cast(ids, pa.large_string())
+
+
+def _siphash(
+    words: npt.NDArray[Any], starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], key: bytes
+) -> Words:
+    """Return the hash of each text. `words`: the eight bytes that begin at each byte of the data."""
+    order = np.argsort(-(lengths // 8), kind="stable")  # the texts that have a word N come first
+    starts, lengths = starts[order], lengths[order]
+    whole = lengths // 8
+    keys = np.frombuffer(key, "<u8")
+    magic = (0x736F6D6570736575, 0x646F72616E646F6D, 0x6C7967656E657261, 0x7465646279746573)
+    state = np.array([[keys[i % 2] ^ np.uint64(magic[i])] for i in range(4)], np.uint64).repeat(len(starts), axis=1)
+    for place in range(int(whole[0])):
+        rows = int(np.searchsorted(-whole, -place))
+        _take_in(state[:, :rows], words[starts[:rows] + 8 * place])
+    left = (lengths % 8 * 8).astype(np.uint64)
+    last = words[starts + 8 * whole] & ((np.uint64(1) << left) - np.uint64(1))
+    _take_in(state, last | (lengths.astype(np.uint64) << np.uint64(56)))
+    state[2] ^= np.uint64(0xFF)
+    for _ in range(4):
+        _mix(*state)
+    result = np.empty(len(starts), np.uint64)
+    result[order] = state[0] ^ state[1] ^ state[2] ^ state[3]
+    return result
+
+
+def _take_in(state: Words, words: Words) -> None:
+    state[3] ^= words
+    _mix(*state)
+    _mix(*state)
+    state[0] ^= words
+
+
+def _mix(v0: Words, v1: Words, v2: Words, v3: Words) -> None:
+    """Do one round of SipHash in place."""
+    v0 += v1
+    _rotate(v1, 13)
+    v1 ^= v0
+    _rotate(v0, 32)
+    v2 += v3
+    _rotate(v3, 16)
+    v3 ^= v2
+    v0 += v3
+    _rotate(v3, 21)
+    v3 ^= v0
+    v2 += v1
+    _rotate(v1, 17)
+    v1 ^= v2
+    _rotate(v2, 32)
+
+
+def _rotate(words: Words, bits: int) -> None:
+    right = words >> np.uint64(64 - bits)
+    words <<= np.uint64(bits)
+    words |= right

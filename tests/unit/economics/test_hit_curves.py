@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inference.economics.hit_curves import Policy, Ranking, hit_rate, misses, rank_curve
+from inference.monitoring.access_sample import AccessSample
+from inference.monitoring.asked_filters import DAY_S
+
+FIRST_DAY = 20_000
+START = float(FIRST_DAY * DAY_S)
+
+#: (entity, seconds since the first midnight)
+Accesses = list[tuple[int, int]]
+accesses = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3 * DAY_S - 1)), min_size=1, max_size=60)
+ttls = st.one_of(st.integers(1, 2 * DAY_S), st.sampled_from([60, 600, 3600, DAY_S]))
+
+
+def sample_of(made: Accesses, rate: float = 1.0) -> AccessSample:
+    """Return a sample that holds each access as a visit of its own."""
+    made = sorted(set(made))
+    at = np.array([START + second for _, second in made])
+    days, counts = np.unique((at // DAY_S).astype(int), return_counts=True)
+    return AccessSample(
+        entity=np.array([entity for entity, _ in made], np.uint64),
+        begun=at,
+        ended=at,
+        accesses=np.ones(len(made), np.int64),
+        popular=np.zeros(len(made), np.bool_),
+        rate=rate,
+        distinct=len({entity for entity, _ in made}) / rate,
+        totals={int(day): int(count / rate) for day, count in zip(days, counts, strict=True)},
+        popular_totals={},
+        since=START,
+        until=START + 3 * DAY_S,
+    )
+
+
+def replayed_misses(made: Accesses, policy: Policy) -> int:
+    """Count misses one access after the other, as a store would."""
+    computed: dict[int, float] = {}
+    missed = 0
+    for entity, second in sorted(set(made), key=lambda access: access[1]):
+        at = START + second
+        run_at = -np.inf
+        if policy.interval_s is not None:
+            cycle = (at - policy.offset_s - policy.run_s) // policy.interval_s
+            run_at = policy.offset_s + cycle * policy.interval_s
+            if at - run_at <= policy.batch_ttl_s:
+                continue
+        own = computed.get(entity, -np.inf)
+        # a run that was published since is newer than what was computed before
+        if own >= run_at + policy.run_s and at - own <= policy.realtime_ttl_s:
+            continue
+        computed[entity] = at
+        missed += 1
+    return missed
+
+
+@given(accesses, ttls, ttls, st.one_of(st.none(), st.integers(600, 2 * DAY_S)), st.integers(0, 500))
+@settings(max_examples=300)
+def test_misses_are_those_of_a_replay(
+    made: Accesses, ttl_s: int, batch_ttl_s: int, interval_s: int | None, run_s: int
+) -> None:
+    policy = Policy(ttl_s, batch_ttl_s, interval_s, run_s=run_s, offset_s=START + 3 * 3600)
+    found = misses(sample_of(made), policy)
+    assert found.sum() == replayed_misses(made, policy)
+    assert found.max() <= 1
+
+
+@given(accesses, ttls, ttls, st.integers(600, DAY_S), st.integers(0, 500))
+def test_a_larger_ttl_never_lowers_the_hit_rate(
+    made: Accesses, ttl_s: int, longer_s: int, interval_s: int, run_s: int
+) -> None:
+    ttl_s, longer_s = sorted((ttl_s, longer_s))
+    sample = sample_of(made)
+    realtime = [hit_rate(sample, Policy(ttl)).value for ttl in (ttl_s, longer_s)]
+    batch = [hit_rate(sample, Policy(600, ttl, interval_s, run_s)).value for ttl in (ttl_s, longer_s)]
+    assert realtime == sorted(realtime)
+    assert batch == sorted(batch)
+
+
+def test_accesses_that_became_one_visit_are_evenly_spaced() -> None:
+    at, end = START + 100.0, START + 1000.0
+    visit = AccessSample(
+        np.zeros(1, np.uint64),
+        np.array([at]),
+        np.array([end]),
+        np.array([16]),
+        np.zeros(1, np.bool_),
+        1.0,
+        {FIRST_DAY: 16},
+        {},
+        1,
+        START,
+        end,
+    )
+    each = sample_of([(0, second) for second in range(100, 1001, 60)])
+    for policy in (Policy(45), Policy(150), Policy(2000), Policy(70, 200, 300, 25, START), Policy(45, 20, 300, 25)):
+        assert misses(visit, policy).sum() == misses(each, policy).sum()
+
+
+def test_the_bounds_hold_for_nearly_all_samples() -> None:
+    rng = np.random.default_rng(5)
+    made = [
+        (int(entity), int(at))
+        for entity, at in zip(rng.zipf(1.3, 40_000) % 3_000, rng.integers(0, 3 * DAY_S, 40_000), strict=True)
+    ]
+    whole = sample_of(made)
+    policy, within = Policy(3600), 0
+    truth = hit_rate(whole, policy)
+    assert truth.low == truth.value == truth.high
+    counts = np.bincount(whole.entity.astype(int), minlength=3_000)
+    for _ in range(100):
+        popular = np.argsort(-counts)[: rng.integers(20, 60)]
+        kept = np.isin(whole.entity, np.flatnonzero(rng.random(3_000) < 0.1)) | np.isin(whole.entity, popular)
+        is_popular = np.isin(whole.entity, popular)
+        days = np.unique((whole.begun[is_popular] // DAY_S).astype(int), return_counts=True)
+        part = replace(
+            whole,
+            entity=whole.entity[kept],
+            begun=whole.begun[kept],
+            ended=whole.ended[kept],
+            accesses=whole.accesses[kept],
+            popular=is_popular[kept],
+            rate=0.1,
+            popular_totals=dict(zip(*(each.tolist() for each in days), strict=True)),
+        )
+        found = hit_rate(part, policy)
+        within += found.low <= truth.value <= found.high
+    assert within >= 88
+
+
+def test_a_sample_without_misses_still_has_a_bound() -> None:
+    found = hit_rate(sample_of([(0, 5), (0, 6), (1, 7)], rate=0.001), Policy(60, DAY_S, DAY_S / 2))
+    assert (found.value, found.low, found.high) == pytest.approx((1.0, 0.0, 1.0))
+    nothing = AccessSample.empty()
+    empty = hit_rate(nothing, Policy(60))
+    assert (empty.low, empty.high) == (0.0, 1.0)
+    assert rank_curve(nothing, Policy(60), Ranking.HOTTEST) is None
+
+
+@pytest.mark.parametrize(
+    ("ranking", "order"),
+    [(Ranking.HOTTEST, [1, 2, 3, 4]), (Ranking.LATEST, [3, 2, 1, 4]), (Ranking.DAYS, [2, 3, 1, 4])],
+)
+def test_entities_are_ranked_by_the_days_before(ranking: Ranking, order: list[int]) -> None:
+    day = DAY_S
+    earlier = [(1, 10), (1, 20), (1, 30), (2, 40), (2, day + 50), (3, day + 60)]
+    asked = [(entity, 2 * day + 100 * entity) for entity in (1, 2, 3, 4)]
+    curve = rank_curve(sample_of(earlier + asked), Policy(60, 3 * day, day), ranking)
+    assert curve is not None
+    entity = curve.sample.entity.tolist()
+    ranked = {1: (1, 1), 2: (2, 0), 3: (1, 0), 4: (0, -1)}
+    assert [ranked[one] for one in entity] == list(zip(curve.days.tolist(), curve.last.tolist(), strict=True))
+    assert [one for _, one in sorted(set(zip(curve.place.tolist(), entity, strict=True)))] == order
+    assert [curve.at(count).value for count in range(5)] == [0, 0.25, 0.5, 0.75, 1]
+    assert [curve.entities_for(wanted) for wanted in (0.5, 0.51, 1)] == [2, 3, 4]
+
+
+@given(accesses, st.sampled_from(Ranking), ttls, ttls)
+def test_more_precomputed_entities_never_lower_the_hit_rate(
+    made: Accesses, ranking: Ranking, ttl_s: int, batch_ttl_s: int
+) -> None:
+    curve = rank_curve(sample_of(made), Policy(ttl_s, batch_ttl_s, 6 * 3600, 300), ranking)
+    if curve is not None:
+        rates = [curve.at(count).value for count in range(6)]
+        assert all(fewer <= more for fewer, more in pairwise(rates))
+        for wanted in (0.3, 0.9):
+            count = curve.entities_for(wanted)
+            assert (count is None) == (rates[-1] < wanted - 1e-9)
+            assert count is None or curve.at(count).value >= wanted - 1e-9
+            assert not count or curve.at(count - 1).value < wanted
