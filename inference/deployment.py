@@ -10,7 +10,10 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from inference.batch import Runs
 from inference.batch.ledger import Ledger
+from inference.economics.advice import CostReport, cost_report
 from inference.economics.measured import Measured, measure
+from inference.economics.prices import read_prices
+from inference.economics.promises import Promises
 from inference.errors import BrokerUnavailable
 from inference.features import FeatureContract, FeatureWriter
 from inference.features.fallbacks import FallbackChain, open_fallback
@@ -52,6 +55,10 @@ class Broker(Protocol):
 
     def close(self) -> None:
         """Close the connections."""
+
+
+#: the release's price table, read once
+_prices = cache(read_prices)
 
 
 def no_broker(_: Settings) -> Broker:
@@ -215,6 +222,20 @@ class Deployment:
         """
         _, of_model = self.settings.model(model)
         return measure(self.cache, self.keys, model, of_model, self.hits)
+
+    def cost_report(self, model: str) -> CostReport:
+        """Return a model's costs and the advice, from its measurements and the release's prices.
+
+        Raises:
+            UnknownModel: it is not configured.
+            StoreUnavailable: Redis does not answer.
+        """
+        return cost_report(model, self.settings.model(model)[1], self.measured(model), _prices())
+
+    @BuiltOnce
+    def promises(self) -> Promises:
+        """What the advice promised for each day, and what came."""
+        return Promises(self.cache, self.keys, self.hits)
 
     @BuiltOnce
     def minute_counts(self) -> MinuteCounts:

@@ -86,6 +86,32 @@ class HitCollector(Collector):
         yield from (answered, ratio, hit_latency, miss_latency, age, fallbacks, parity)
 
 
+class PromiseCollector(Collector):
+    """What the advice promised for yesterday, and what came."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._promises = deployment.promises
+        self._models = list(deployment.settings.models)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics; a figure that is not known is absent."""
+        hit_ratio, cost = (
+            GaugeMetricFamily(name, text, labels=["model", "kind"])
+            for name, text in (
+                ("forecache_yesterday_hit_ratio", "Hit rate of the last whole day (UTC): promised, or came."),
+                ("forecache_yesterday_cost", "Cost of the last whole day, in the prices' currency: promised, or came."),
+            )
+        )
+        for model in self._models:
+            [yesterday] = self._promises.days(model, 1)
+            for kind, figures in (("promised", yesterday.promised), ("came", yesterday.came)):
+                if figures is not None and figures.hit_rate is not None:
+                    hit_ratio.add_metric([model, kind], figures.hit_rate)
+                if figures is not None and figures.cost is not None:
+                    cost.add_metric([model, kind], figures.cost)
+        yield from (hit_ratio, cost)
+
+
 #: a shadow run says nothing about what serves; few follow each other
 _RUNS_SEEN = 10
 
@@ -242,7 +268,8 @@ class MetricsResponse(Response):
 async def metrics(process: Process) -> Response:
     """Return the metrics in Prometheus' text format."""
     deployment = process.deployment
-    collectors = HitCollector(deployment), RunCollector(deployment), QueueCollector(deployment)
+    of_models = HitCollector(deployment), PromiseCollector(deployment), RunCollector(deployment)
+    collectors = *of_models, QueueCollector(deployment)
 
     def scrape() -> bytes:
         registry = CollectorRegistry(auto_describe=False)

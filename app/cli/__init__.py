@@ -24,6 +24,7 @@ from app.cli import (
     models,
     predict,
     processes,
+    simulate,
 )
 from inference.errors import ForecacheError, SettingsError, UnknownModel
 from inference.stored_data import installed_release
@@ -57,6 +58,7 @@ for command in (
     cost.cost,
     curves.curves,
     advise.advise,
+    simulate.simulate,
 ):
     app.command()(command)
 for group in (features, batch, models, keys):
@@ -147,6 +149,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "forecache advise",
         "forecache advise delay --latency-ms 50 --max-staleness-hours 24 --cost-matters --explain",
         "forecache advise delay --stable-hours 24 --write",
+    ),
+    "simulate": (
+        "forecache simulate --zipf 1.0 --entities 1e6 --policy 'every=24h ttl=26h' --policy 'every=never'",
+        "forecache simulate delay --trace requests.csv --skip 7d --policy 'share=0.2' --json",
     ),
     "features load": ("forecache features load data/flights.parquet", "forecache features load delay data/flights"),
     "features get": ("forecache features get customer-42", "forecache features get delay 42 --json"),

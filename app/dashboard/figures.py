@@ -9,14 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from inference.batch import RunState, RunView
 from inference.clock import Clock, system_clock, to_iso
 from inference.deployment import Deployment
-from inference.economics.advice import CostReport, cost_report
-from inference.economics.prices import read_prices
 from inference.errors import BadInput, BrokerUnavailable, NotFound
 from inference.monitoring.presence import API_PROCESSES, Roster
 from inference.monitoring.queues import QueueState
@@ -28,10 +25,7 @@ WINDOWS_S = {"5m": 300, "1h": 3600, "24h": 24 * 3600}
 RUNS_SHOWN = 25
 #: runs that the page of differences offers
 RUNS_COMPARED = 10
-
-
-#: the release's price table, read once
-_prices = cache(read_prices)
+PROMISES_SHOWN = 30
 
 
 def models_of(deployment: Deployment) -> list[str]:
@@ -211,14 +205,13 @@ def read_costs(deployment: Deployment, choice: Choice, clock: Clock = system_clo
         "read_at": to_iso(clock()),
         "models": models_of(deployment),
         "model": model,
-        "costs": None if model is None else _costs(deployment, model).to_json(),
+        "costs": None if model is None else _costs(deployment, model),
     }
 
 
-def _costs(deployment: Deployment, model: str) -> CostReport:
-    _, of_model = deployment.settings.model(model)
-    measured = deployment.measured(model)
-    return cost_report(model, of_model, measured, _prices())
+def _costs(deployment: Deployment, model: str) -> dict[str, Any]:
+    days = deployment.promises.days(model, PROMISES_SHOWN)
+    return {**deployment.cost_report(model).to_json(), "promises": [day.to_json() for day in days]}
 
 
 def read_queues(deployment: Deployment, _: Choice | None = None, clock: Clock = system_clock) -> dict[str, Any]:

@@ -240,7 +240,7 @@ def _costs(approach: Approach, inputs: CostInputs | None, figures: Mapping[str, 
         names = ("realtime_instances", "cost_per_day", "cost_per_1000_served", "break_even", "instances_if_a_run_fails")
         return {"hit_rate": shown} | dict.fromkeys(names, unknown)
     costs, even = estimate(inputs), break_even(inputs)
-    daily, served, instances = _of(approach, costs)
+    daily, served, instances = costs_of(approach, costs)
     prices = f"{inputs.instance_price:g} an instance and hour, {inputs.redis_price:g} a GB of Redis and month"
     return {
         "hit_rate": shown,
@@ -267,7 +267,7 @@ def _active_set(settings: ModelSettings, measured: Measured) -> dict[str, Number
     return {"workers_beside_active_set": Number(capacity.workers, how)}
 
 
-def _of(approach: Approach, costs: Estimate) -> tuple[float, float, int]:
+def costs_of(approach: Approach, costs: Estimate) -> tuple[float, float, int]:
     """Return the daily cost of an approach, its cost per 1 000 answers, and its real-time instances."""
     if approach is Approach.BATCH:
         return costs.batch.daily, costs.batch.per_1000_served, 0
@@ -281,13 +281,17 @@ def _of(approach: Approach, costs: Estimate) -> tuple[float, float, int]:
 
 @dataclass(frozen=True)
 class CostReport:
-    """All costs of one model, as the dashboard shows them. `inputs`: None if one is unknown; `missing` says which."""
+    """All costs of one model, as the dashboard shows them. `inputs`: None if one is unknown; `missing` says which.
+
+    `requests`: within the 24 hours that were measured.
+    """
 
     figures: Mapping[str, Figure]
     inputs: CostInputs | None
     missing: str | None
     advice: Advice
     prices: PriceTable
+    requests: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; `estimate`, `curve` and the like are None when too little is known."""
@@ -313,6 +317,6 @@ def cost_report(model: str, settings: ModelSettings, measured: Measured, prices:
     figures = complete_figures(measured.figures, prices.figures())
     advice = advise(model, settings, measured, gather_facts({}, settings, measured), figures)
     try:
-        return CostReport(figures, CostInputs.of(figures), None, advice, prices)
+        return CostReport(figures, CostInputs.of(figures), None, advice, prices, measured.requests)
     except SettingsError as error:
-        return CostReport(figures, None, error.message, advice, prices)
+        return CostReport(figures, None, error.message, advice, prices, measured.requests)

@@ -86,17 +86,23 @@ class Measured:
 
 
 def measure(
-    client: Client, keys: Keys, model: str, settings: ModelSettings, windows: HitWindows | None = None
+    client: Client,
+    keys: Keys,
+    model: str,
+    settings: ModelSettings,
+    windows: HitWindows | None = None,
+    now: float | None = None,
 ) -> Measured:
     """Return the measurements of a model; each figure says how it was found.
 
-    `windows`: of a caller that measures repeatedly, since they remember past minutes.
+    `windows`: of a caller that measures repeatedly, since they remember past minutes. `now`: epoch seconds; by default
+    Redis' time.
 
     Raises:
         StoreUnavailable: Redis does not answer.
     """
     ledger, windows = Ledger(client, keys), windows or HitWindows(client, keys)
-    now = ledger.now()
+    now = ledger.now() if now is None else now
     records = [record for record in ledger.newest(model, _RUNS_SEEN) if not (record.is_partial or record.shadow)]
     runs = [RunView.of(record, now=now) for record in records]
     published = [run for run in runs if run.state is RunState.PUBLISHED]

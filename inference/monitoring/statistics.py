@@ -155,10 +155,16 @@ class HitWindows:
         """
         length, window = POINT_MINUTES[window_s], self._window(window_s)
         # points start at whole multiples of their length: a past point never changes
-        minutes = range(window.start // length * length, window.stop)
-        fields = self._minutes(model, minutes)
-        starts = range(0, len(minutes), length)
-        return [Point(minutes[start] * 60, Statistics.of(_sum(fields[start : start + length]))) for start in starts]
+        return self._points(model, range(window.start // length * length, window.stop), length)
+
+    def day(self, model: str, day: int) -> list[Point]:
+        """Return a day (epoch days, UTC) in points of ten minutes; without counts if it is over a week ago.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        minutes = DAY_S // 60
+        return self._points(model, range(day * minutes, (day + 1) * minutes), POINT_MINUTES[DAY_S])
 
     def asked(self, model: str, days: int) -> int:
         """Return how many distinct entities were answered today and on the `days` - 1 days before (UTC).
@@ -195,6 +201,11 @@ class HitWindows:
     def _window(self, window_s: float) -> range:
         now = self._clock()
         return range(int((now - min(window_s, MAX_WINDOW_S)) // 60), int(now // 60) + 1)
+
+    def _points(self, model: str, minutes: range, length: int) -> list[Point]:
+        fields = self._minutes(model, minutes)
+        starts = range(0, len(minutes), length)
+        return [Point(minutes[start] * 60, Statistics.of(_sum(fields[start : start + length]))) for start in starts]
 
     def _minutes(self, model: str, minutes: Sequence[int]) -> list[Fields]:
         unknown = [minute for minute in minutes if (model, minute) not in self._closed]

@@ -74,6 +74,7 @@ All keys live in `cache_url`, which must not evict, and start with the deploymen
 |                  |        | its accesses                             |                       | workers               |
 | P:h:key          | string | random key of the hashes of ids          | for good              | API, real-time        |
 |                  |        |                                          |                       | workers               |
+| P:h:M:promise:DAY| hash   | promised, came → figures of a day (JSON) | 400 days              | maintenance           |
 | P:h:requests     | string | a note: requests are answered now        | 2 s unchanged         | API processes         |
 | P:j:J            | hash   | the job record                           | an hour unchanged     | API, workers          |
 | P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | until part is done    | API                   |
@@ -240,6 +241,10 @@ class Keys:
     def asked(self, model: str, day: int) -> str:
         """Number of distinct entities that were answered on a day (epoch days)."""
         return f"{self.prefix}:h:{model}:asked:{day}"
+
+    def promise(self, model: str, day: int) -> str:
+        """Hash of the figures that were promised for a day (epoch days), and of those that came."""
+        return f"{self.prefix}:h:{model}:promise:{day}"
 
     def access_log(self, model: str) -> str:
         """Hash of what the access log of a model covers."""

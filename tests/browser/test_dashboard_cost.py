@@ -6,17 +6,22 @@ With `FORECACHE_PICTURES` set to a folder it writes the screenshots of `docs/ima
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from inference.economics.promises import DayFigures
+from inference.monitoring.asked_filters import DAY_S
 from inference.redis.clients import Client
+from inference.stored_data import json_text_of
 from tests.support.browser import Browser
 from tests.support.dashboard import DashboardProcess
-from tests.support.history import count_requests, keep_runs, log_accesses, publish_generation
+from tests.support.history import KEYS, count_requests, keep_runs, log_accesses, publish_generation
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_for
 
@@ -60,6 +65,23 @@ async def leave_history(server: RedisServer) -> None:
         await count_requests(server, hits=hits, misses=9_000, entities=50_000, clock=lambda at=at: at)
 
 
+def keep_promises(server: RedisServer, days: int) -> None:
+    """Leave promises of some days behind: two were missed, one had no requests, one has no promise."""
+    with Client.from_url(server.url()) as client:
+        today = int(time.time() // DAY_S)
+        for back in range(1, days + 1):
+            wave = math.sin(back / 3)
+            promised = DayFigures("hybrid", 0.95 + 0.01 * wave, 130 + 8 * wave, "USD", 40 + 5 * wave, 2.5, None)
+            came = replace(promised, hit_rate=0.948 + 0.012 * wave, cost=131 + 9 * wave, requests=1_000_000)
+            if back == 4:
+                came = replace(promised, hit_rate=None, cost=None, peak_rps=None, peak_misses_rps=None, requests=0)
+            fields = {"promised": json_text_of(DayFigures, promised), "came": json_text_of(DayFigures, came)}
+            if back == 7:
+                del fields["promised"]
+            if back not in (10, 11):
+                client.hset(KEYS.promise("delay", today - back), mapping=fields)
+
+
 def test_a_model_without_a_history_says_what_is_missing(
     browser: Browser, dashboard: tuple[DashboardProcess, RedisServer]
 ) -> None:
@@ -67,7 +89,9 @@ def test_a_model_without_a_history_says_what_is_missing(
     wait_for(lambda: "entities is missing" in browser.text("#cost-hint"), "what is missing", 20)
     assert browser.text("#cost-batch") == "—"
     assert browser.text("#cost-advice-note") == "confidence low"
-    assert not browser.script("return document.getElementById('cost-charts').checkVisibility()")
+    for charts in ("cost-charts", "promise-charts"):
+        assert not browser.script(f"return document.getElementById('{charts}').checkVisibility()")
+    assert "Nothing is kept yet" in browser.text("[aria-label='What was promised, and what came']")
     assert browser.complaints() == []
 
 
@@ -119,8 +143,36 @@ def test_hit_rate_curves_show_today_and_the_advised_point(
     picture(browser, tmp_path, "curves-page")
 
 
+def test_promises_are_shown_beside_what_came(
+    browser: Browser, dashboard: tuple[DashboardProcess, RedisServer], tmp_path: Path
+) -> None:
+    process, server = dashboard
+    keep_promises(server, 30)
+    open_page(browser, process, "delay")
+    rows = "return [...document.querySelectorAll(\"[aria-label='What was promised, and what came'] tbody tr\")]"
+    wait_for(lambda: len(browser.script(rows + ".map((row) => row.innerText)")) == 10, "ten days", 20)
+    days = browser.script(rows + ".map((row) => [...row.cells].map((cell) => cell.innerText))")
+    told = process.get("/cost/data?model=delay").json()["costs"]["promises"]
+    assert [day[0] for day in days] == [day["day"] for day in told[:10]]
+    assert days[0][3:5] == [f"${told[0]['promised']['cost']:.2f}", f"${told[0]['came']['cost']:.2f}"]
+    assert [day[-1] for day in days[:4]] == ["", "", "", "no requests"]
+    assert days[3][2] == "—"
+    assert days[6][-1] == "no promise was kept"
+    assert days[9][-1] == "no promise was kept; nothing was counted"
+    for chart in ("chart-promised-hits", "chart-promised-cost"):
+        assert browser.script(f"return document.querySelectorAll('#{chart} .trace').length") == 2
+    assert browser.complaints() == []
+    browser.picture(tmp_path / "promises.png")
+    browser.use_theme("dark")
+    browser.picture(tmp_path / "promises-dark.png")
+    browser.use_theme("light")
+
+
 def test_on_a_phone_nothing_is_cut_off(browser: Browser, dashboard: tuple[DashboardProcess, RedisServer]) -> None:
     with browser.as_phone():
         open_page(browser, dashboard[0], "delay")
         wait_for(lambda: browser.text("#cost-realtime").startswith("$"), "costs", 20)
         assert browser.script("return document.documentElement.scrollWidth") <= 400
+        charts = "document.getElementById('promise-charts')"
+        browser.script(f"{charts}.scrollIntoView()")
+        assert browser.script(f"return {charts}.checkVisibility()")

@@ -25,7 +25,7 @@ from inference.schema import Block, DType, Signature, TensorSpec
 from inference.settings import Settings
 from inference.store import GenerationState, Table
 from tests.support.waiting import wait_for
-from workers.maintenance import ReconcileTimer
+from workers.maintenance import ModelTimer
 
 pytestmark = pytest.mark.integration
 
@@ -299,12 +299,11 @@ def test_a_record_that_cannot_be_read_hides_no_other_run(world: World, logs: lis
 def test_a_timer_goes_on_whatever_a_round_raises_and_tells_it_once(logs: list[Any]) -> None:
     rounds: list[str] = []
 
-    class Broken:
-        def reconcile(self, model: str) -> None:
-            rounds.append(model)
-            raise TypeError(f"round {'x' if len(rounds) < 4 else 'y'}")
+    def broken(model: str) -> None:
+        rounds.append(model)
+        raise TypeError(f"round {'x' if len(rounds) < 4 else 'y'}")
 
-    timer = ReconcileTimer(lambda: ["m"], lambda: cast("Runs", Broken()), every_s=0.001)
+    timer = ModelTimer("reconcile", lambda: ["m"], broken, every_s=0.001)
     timer.start()
     wait_for(lambda: len(rounds) >= 6, "six rounds", 10)
     timer.stop()

@@ -79,6 +79,17 @@ export function drawLatency(id, points, field) {
 
 // --- costs
 
+// The days' promises as a dashed line, and what came as dots: a day without a figure is a gap. `of` takes it from a side.
+export function drawPromises(id, days, of, yaxis) {
+  const x = days.map((day) => day.day);
+  const sides = [["promised", "Promised", "--outcome-computed", { mode: "lines", line: { dash: "dash", width: 2 } }],
+    ["came", "Came", "--outcome-hit-batch", { mode: "lines+markers", line: { width: 2 }, marker: { size: 6 } }]];
+  draw(id, sides.map(([side, name, shade, form]) => ({
+    x, y: days.map((day) => (day[side] ? of(day[side]) : null)), type: "scatter", name, connectgaps: false, ...form,
+    line: { ...form.line, color: colour(shade) }, hovertemplate: "%{y}",
+  })), { xaxis: { range: undefined, tickformat: "%b %-d" }, yaxis: { rangemode: "normal", ...yaxis } });
+}
+
 const TALL = 320;
 
 // A vertical line over the whole height with its name at the top.

@@ -1,6 +1,8 @@
 // The page of costs.
-import { card, choices, count, element, keepDrawing, note, number, numberHeading, show, table } from "./page.js";
-import { drawCost, drawCurve, drawSwings } from "./charts.js";
+import {
+  card, choices, count, element, keepDrawing, note, number, numberHeading, percent, show, table,
+} from "./page.js";
+import { drawCost, drawCurve, drawPromises, drawSwings } from "./charts.js";
 
 const SMALL = 0.01;
 
@@ -75,6 +77,45 @@ function drawCurves({ advice, currency }) {
   }
 }
 
+// days in the table
+const ROWS = 10;
+const PROMISED = [
+  ["hit_rate", (value) => percent(value)],
+  ["cost", (value, currency) => money(value, currency)],
+  ["peak_rps", (value) => plain(value)],
+  ["peak_misses_rps", (value) => plain(value)],
+];
+
+// Two cells for each figure: promised, and came.
+function promiseRow({ day, promised, came }) {
+  const cells = PROMISED.flatMap(([name, text]) => [promised, came].map((side) =>
+    number(side && side[name] != null ? text(side[name], side.currency) : "—")));
+  const told = [promised ? "" : "no promise was kept", !came ? "nothing was counted" : came.requests ? "" : "no requests"];
+  return element("tr", "", element("td", "text-nowrap", day), ...cells,
+    element("td", "run-note text-nowrap", told.filter(Boolean).join("; ")));
+}
+
+function drawPromised(days) {
+  const known = days.some((day) => day.promised || day.came);
+  document.getElementById("promise-charts").hidden = !known;
+  if (!known) return;
+  const inOrder = [...days].reverse();
+  drawPromises("chart-promised-hits", inOrder, (side) => side.hit_rate == null ? null : 100 * side.hit_rate,
+    { ticksuffix: " %", hoverformat: ".1f" });
+  drawPromises("chart-promised-cost", inOrder, (side) => side.cost, { tickformat: "~s", hoverformat: ".2f" });
+}
+
+function promisesCard(days) {
+  const first = days.findLastIndex((day) => day.promised || day.came);
+  const rows = days.slice(0, Math.min(first + 1, ROWS)).map(promiseRow);
+  const titles = ["Hit rate", "Cost", "Peak/s", "Peak misses/s"];
+  const headings = titles.flatMap((title) => [numberHeading(title + ", promised"), numberHeading("came")]);
+  return card("What was promised, and what came", ["the last " + ROWS + " days, in UTC; the lines show " + days.length],
+    table(["Day", ...headings, "Note"], rows,
+      "Nothing is kept yet. Each day the maintenance worker keeps the advice for the next one, once 100 requests " +
+      "were counted within 24 hours."));
+}
+
 keepDrawing((data) => {
   const { costs } = data;
   choices("choose-model", "model", data.models.map((name) => [name, name]), data.model);
@@ -92,5 +133,7 @@ keepDrawing((data) => {
     drawSwings("chart-swings", costs.sensitivity, costs.estimate.hybrid.daily, costs.currency);
   }
   drawCurves(costs);
-  document.getElementById("cost-tables").replaceChildren(adviceCard(costs.advice), inputsCard(costs));
+  drawPromised(costs.promises);
+  document.getElementById("cost-tables").replaceChildren(
+    adviceCard(costs.advice), promisesCard(costs.promises), inputsCard(costs));
 });

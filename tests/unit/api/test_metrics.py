@@ -16,8 +16,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from app.api.metrics import HitCollector, QueueCollector, RunCollector
+from app.api.metrics import HitCollector, PromiseCollector, QueueCollector, RunCollector
 from inference.batch import RunState, RunView
+from inference.economics.promises import Day, DayFigures
 from inference.errors import BrokerUnavailable
 from inference.gpus import GpuUse
 from inference.monitoring.counters import AGE, HIT_LATENCY, MISS_LATENCY
@@ -84,11 +85,18 @@ class FakeTable:
         return manifest_of(number, created_at=1000.0, deadline=2000.0)
 
 
+PROMISED = DayFigures("hybrid", 0.95, 120.5, "USD", 10.0, 0.5)
+#: no request came
+YESTERDAY = Day(20_000, PROMISED, replace(PROMISED, hit_rate=None, cost=None, requests=0))
+NOTHING = Day(20_000, None, None)
+
+
 def deployment(newest_run: RunView = FAILED, queue_states: Callable[[], list[QueueState]] = queues) -> Any:
     """A deployment of two models, `idle` without a run."""
     return SimpleNamespace(
         settings=Settings.model_validate({"models": {"delay": {"path": "m"}, "idle": {"path": "m"}}}),
         hits=FakeHits(),
+        promises=SimpleNamespace(days=lambda model, _: [NOTHING if model == "idle" else YESTERDAY]),
         runs=SimpleNamespace(list=lambda model, limit: [] if model == "idle" else [newest_run][:limit]),
         predictions=FakeTable,
         broker=SimpleNamespace(queue_states=queue_states),
@@ -99,7 +107,7 @@ def deployment(newest_run: RunView = FAILED, queue_states: Callable[[], list[Que
 def scraped(of: Any = None) -> list[Sample]:
     """The samples of one scrape, read back by Prometheus' own parser."""
     registry, of = CollectorRegistry(auto_describe=False), of or deployment()
-    for collector in (HitCollector(of), RunCollector(of), QueueCollector(of)):
+    for collector in (HitCollector(of), PromiseCollector(of), RunCollector(of), QueueCollector(of)):
         registry.register(collector)
     text = generate_latest(registry).decode()
     return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
@@ -140,6 +148,14 @@ def test_latencies_and_ages_are_histograms_in_seconds() -> None:
     assert {value for bound, value in buckets.items() if bound > 0.001} == {3.0}
     assert told["forecache_miss_latency_seconds_bucket{le=+Inf,model=delay}"] == 1
     assert told["forecache_prediction_age_seconds_bucket{le=+Inf,model=delay}"] == 4
+
+
+def test_yesterdays_promise_is_told_with_what_came_if_that_is_known() -> None:
+    told = {name: value for name, value in scrape().items() if "yesterday" in name}
+    assert told == {
+        "forecache_yesterday_hit_ratio{kind=promised,model=delay}": 0.95,
+        "forecache_yesterday_cost{kind=promised,model=delay}": 120.5,
+    }
 
 
 def test_the_newest_run_and_what_serves() -> None:

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from app.dashboard.figures import RUNS_SHOWN, Choice, read_costs, read_hit_rates, read_queues, read_runs
+from inference.economics.advice import CostReport, cost_report
 from inference.economics.inputs import Basis, Figure
 from inference.economics.measured import Measured
+from inference.economics.prices import read_prices
+from inference.economics.promises import Day
 from inference.errors import BadInput, BrokerUnavailable, NotFound
 from inference.monitoring.presence import API_PROCESSES, Roster, WorkerBeat
 from inference.monitoring.queues import QueueState
@@ -50,8 +53,13 @@ class Figures:
     def data(self, *models: str, queues: Mapping[str, str] = MappingProxyType({})) -> Any:
         """A deployment of these models, some with real-time queues of their own."""
         sections = {name: {"path": "m", "realtime": {"queue": queues.get(name, "realtime")}} for name in models}
+        settings = Settings.model_validate({"models": sections})
+
+        def report(model: str) -> CostReport:
+            return cost_report(model, settings.models[model], Measured(model, self.measured), read_prices())
+
         return SimpleNamespace(
-            settings=Settings.model_validate({"models": sections}),
+            settings=settings,
             hits=SimpleNamespace(statistics=self.statistics, series=self._series),
             predictions=lambda _model: SimpleNamespace(
                 pointer=lambda: self.pointer, generations=SimpleNamespace(manifest=self._manifest)
@@ -62,7 +70,10 @@ class Figures:
                 details=lambda run_id: Run(f"details of {run_id}"),
             ),
             broker=SimpleNamespace(queue_states=self._queues),
-            measured=lambda model: Measured(model, self.measured),
+            cost_report=report,
+            promises=SimpleNamespace(
+                days=lambda _model, days: [Day(20_000 - back, None, None) for back in range(days)]
+            ),
             presence=SimpleNamespace(roster=self.roster),
         )
 
@@ -189,6 +200,8 @@ def test_costs_are_told_from_what_was_measured_with_where_each_figure_came_from(
     assert costs["requests_per_entity_and_day"] == pytest.approx(8.64)
     assert len(costs["curve"]["requests"]) == len(costs["curve"]["hybrid"])
     assert costs["sensitivity"][0]["name"] == "instance_price"
+    assert len(costs["promises"]) == 30
+    assert costs["promises"][0] == {"day": "2024-10-04", "promised": None, "came": None}
 
 
 def test_an_empty_history_has_no_costs_and_says_what_is_missing() -> None:
@@ -259,7 +272,9 @@ def test_each_model_gets_its_own_generation_runs_and_counts():
         list=lambda model, limit: own[model].history[:limit],
         details=lambda run_id: Run(f"details of {run_id}"),
     )
-    deployment.measured = lambda model: Measured(model, {"rps": Figure(len(model), Basis.MEASURED, model)})
+    for model, figures in own.items():
+        figures.measured = {"rps": Figure(len(model), Basis.MEASURED, model)}
+    deployment.cost_report = lambda model: own[model].data(model).cost_report(model)
     for model, generation, coverage, total, newest, runs in (
         ("delay", 7, 0.5, 1, "d1", 2), ("price", 9, 0.8, 2, "p1", 1), ("", 7, 0.5, 1, "d1", 2),
     ):  # fmt: skip

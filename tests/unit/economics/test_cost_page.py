@@ -40,7 +40,7 @@ def test_every_command_of_the_page_does_what_it_says(command: str, tmp_path: Pat
 
 
 def test_the_page_has_commands_and_every_rule_and_input() -> None:
-    assert len(COMMANDS) == 6
+    assert len(COMMANDS) == 7
     for rule in RULES:
         assert f"| {rule.name} | {rule.approach.value.replace('realtime', 'real time')} |" in PAGE
     options = set(re.findall(r"`(--[a-z-]+)", PAGE)) | set(re.findall(r" (--[a-z-]+)", PAGE))
