@@ -70,7 +70,7 @@ class FakeScorer:
 
 class FakeRun:
     run_id, state, created_at = "r1", RunState.QUEUED, 0.0
-    rows_total, rows_done, rows_quarantined = None, 0, 0
+    rows_total, rows_done, rows_quarantined, rows_outside = None, 0, 0, 0
     shadow = False
 
     def to_json(self) -> dict[str, Any]:

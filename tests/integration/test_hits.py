@@ -251,7 +251,7 @@ async def test_different_entities_are_counted_by_the_day_and_each_model_for_itse
     assert windows.asked("price", 2) == 2
     keys = redis_client.keys("test:h:*:asked:*")
     assert len(keys) == 3
-    assert all(7 * 24 * 3600 < redis_client.ttl(key) <= 8 * 24 * 3600 for key in keys)
+    assert all(8 * 24 * 3600 <= redis_client.ttl(key) <= 16 * 24 * 3600 for key in keys)  # longer than they are read
 
 
 async def test_ages_and_durations_add_up_within_a_flush_and_over_several(

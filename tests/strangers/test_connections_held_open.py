@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from app.api import connections, limits
+from app.api import bounded_connections, limits
 from inference.settings import ApiSettings
 from tests.integration.test_api import Deployment, fresh
 from tests.integration.test_api_connections import get, read_answer, serving, until
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Late is after a moment, which the server looks for all the time."""
-    monkeypatch.setattr(connections, "CHECK_EVERY_S", 0.01)
+    monkeypatch.setattr(bounded_connections, "CHECK_EVERY_S", 0.01)
     monkeypatch.setattr(limits, "HEAD_TIMEOUT_S", 0.1)
     monkeypatch.setattr(limits, "BODY_TIMEOUT_S", 0.1)
 
@@ -136,7 +136,7 @@ async def test_a_body_that_stops_half_way_is_cut_off_however_much_has_come(
 async def test_a_client_that_does_not_take_its_answers_is_cut_off(
     it: Deployment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, reason: str
 ) -> None:
-    monkeypatch.setattr(connections, "CHECK_EVERY_S", 0.01)
+    monkeypatch.setattr(bounded_connections, "CHECK_EVERY_S", 0.01)
     monkeypatch.setattr(limits, "PAUSE_S", 0.3 if reason == "time" else 60)
     async with serving(it) as served:
         if reason == "room":
@@ -159,7 +159,7 @@ async def test_a_client_that_does_not_take_its_answers_is_cut_off(
 async def test_what_was_asked_before_a_refused_request_is_answered(
     it: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "CHECK_EVERY_S", 0.01)
+    monkeypatch.setattr(bounded_connections, "CHECK_EVERY_S", 0.01)
     monkeypatch.setattr(limits, "FAREWELL_S", 0.05)
     it.reader.delay_s = 0.5
     it.reader.entries["a"] = fresh(1.5)
@@ -173,7 +173,7 @@ async def test_what_was_asked_before_a_refused_request_is_answered(
 async def test_a_client_that_was_refused_may_send_the_rest_for_a_moment_and_no_longer(
     it: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "CHECK_EVERY_S", 0.01)
+    monkeypatch.setattr(bounded_connections, "CHECK_EVERY_S", 0.01)
     monkeypatch.setattr(limits, "FAREWELL_S", 0.2)
     async with serving(it) as served:
         reader, writer = await served.raw(b"GET /" + b"a" * 200_000)
@@ -219,7 +219,7 @@ async def test_a_client_that_waits_for_an_answer_is_not_late(it: Deployment, soo
 async def test_an_idle_connection_is_kept_as_long_as_the_setting_says(
     it: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "CHECK_EVERY_S", 0.01)
+    monkeypatch.setattr(bounded_connections, "CHECK_EVERY_S", 0.01)
     it.reader.entries["a"] = fresh(1.5)
     async with serving(it, keep_alive="300ms") as served:
         reader, writer = await served.raw(get("/predict/a"))

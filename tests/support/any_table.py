@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -40,6 +41,7 @@ class Summing:
             version=1, state="ready", signature=signature, contract=contract, fingerprint="f", inspected_at=0.0
         )
         self.vectoriser = Vectoriser(contract, signature)
+        self.runtime = SimpleNamespace(device="cpu-x")
 
     def get(self, model: str, version: int | None = None) -> Any:
         return self

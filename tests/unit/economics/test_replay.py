@@ -111,6 +111,10 @@ class World:
         numbers = [None, None, *(run.number for run in self._published())]
         return Pointer(current=numbers[-1], previous=numbers[-2], active_version=1)
 
+    @property
+    def has_previous(self) -> bool:
+        return len(self._published()) > 1
+
     async def read(self, ids: Sequence[str]) -> list[Entry | None]:
         run = next(reversed(self._published()), None)
         return self._entries(ids, run, [self._kept(int(each)) for each in ids])
