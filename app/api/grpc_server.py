@@ -46,6 +46,8 @@ HEALTH = "grpc.health.v1.Health"
 GRACE_S = 5.0
 #: calls of one process at a time; each may hold a message
 MAX_CALLS = 512
+#: time for a message to arrive
+READ_TIMEOUT_S = BODY_TIMEOUT_S + MAX_BODY_BYTES / BODY_BYTES_PER_S
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 1),
     ("grpc.max_receive_message_length", MAX_BODY_BYTES),
@@ -179,7 +181,7 @@ async def _read(context: ServicerContext[bytes, bytes]) -> bytes:
         DeadlineExceeded: it took too long to arrive.
     """
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S + MAX_BODY_BYTES / BODY_BYTES_PER_S):
+        async with asyncio.timeout(READ_TIMEOUT_S):
             message = await context.read()
     except TimeoutError as error:
         raise DeadlineExceeded("the request took too long to arrive") from error

@@ -33,13 +33,13 @@ from tests.support.models import dense_predictions, export_models
 from tests.support.plain_onnx import write_sum
 from tests.support.ports import free_port
 from tests.support.stack import Stack
-from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 
 #: frames of HTTP/2: one without settings, and one that asks for an answer
 SETTINGS, PING = b"\0\0\0\4\0\0\0\0\0", b"\0\0\x08\6\0\0\0\0\0" + bytes(8)
 X = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+REALTIME = "realtime = { timeout_ms = 10000, max_micro_batch = 100 }\n"
 MODELS = ("half_plus_two", "dense", "echo", "column", "slow")
 
 
@@ -57,8 +57,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     )
     write_sum(folder / "column" / "1", 1)
     toml = f"[grpc]\nport = {free_port()}\n" + "".join(
-        f'[models.{name}]\npath = "{name}"\nversions = "all"\nrealtime = {{ timeout_ms = 10000, max_micro_batch = 100 }}\n'
-        for name in MODELS
+        f'[models.{name}]\npath = "{name}"\nversions = "all"\n{REALTIME}' for name in MODELS
     )
     with Stack(folder, toml) as running:
         running.start("realtime", "api")
