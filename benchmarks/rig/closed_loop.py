@@ -14,36 +14,43 @@ import grpc
 
 from rig.cpu import cpu_s
 
-#: sends one request and waits for its answer
-Call = Callable[[], Awaitable[None]]
+#: sends one request and waits for its answer; False if the server had no room for it
+Call = Callable[[], Awaitable[bool]]
 #: opens a connection
 Connect = Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class ClosedLoop:
-    """What came of a load. `cpu_us`: CPU time of the server's process for each request."""
+    """What came of a load. `cpu_us`: CPU time of the server's process for each answer. `refused`: share of requests."""
 
     rps: float
     p50_ms: float
     cpu_us: float
+    refused: float = 0.0
 
 
 async def load(connect: Connect, connections: int, seconds: float, server: int) -> ClosedLoop:
     """Load a server, whose process id is `server`."""
-    loop, took_s = asyncio.get_running_loop(), list[float]()
+    loop, took_s, refused = asyncio.get_running_loop(), list[float](), 0
     before, started = cpu_s(server), loop.time()
 
     async def work() -> None:
+        nonlocal refused
         async with connect() as call:
             while loop.time() < started + seconds:
                 sent = loop.time()
-                await call()
-                took_s.append(loop.time() - sent)
+                if await call():
+                    took_s.append(loop.time() - sent)
+                else:
+                    refused += 1
 
     await asyncio.gather(*(work() for _ in range(connections)))
     passed_s, used_s = loop.time() - started, cpu_s(server) - before
-    return ClosedLoop(len(took_s) / passed_s, statistics.median(took_s) * 1e3, used_s / len(took_s) * 1e6)
+    answered = len(took_s)
+    return ClosedLoop(
+        answered / passed_s, statistics.median(took_s) * 1e3, used_s / answered * 1e6, refused / (answered + refused)
+    )
 
 
 def over_grpc(address: str, method: str, message: bytes, check: Callable[[bytes], None]) -> Connect:
@@ -54,8 +61,14 @@ def over_grpc(address: str, method: str, message: bytes, check: Callable[[bytes]
         async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
             send = channel.unary_unary(method)
 
-            async def call() -> None:
-                check(await send(message))
+            async def call() -> bool:
+                try:
+                    check(await send(message))
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                        raise
+                    return False
+                return True
 
             yield call
 
@@ -73,11 +86,15 @@ def over_http(url: str, body: bytes, headers: dict[str, str], check: Callable[[b
     async def connect() -> Any:
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=1 << 22)
 
-        async def call() -> None:
+        async def call() -> bool:
             writer.write(request)
             answer = (await reader.readuntil(b"\r\n\r\n")).lower()
+            has_room = not answer.startswith(b"http/1.1 503 ")
             length = int(answer.partition(b"\r\ncontent-length: ")[2].partition(b"\r\n")[0])
-            check(await reader.readexactly(length))
+            body = await reader.readexactly(length)
+            if has_room:
+                check(body)
+            return has_room
 
         with _closed(writer):
             yield call

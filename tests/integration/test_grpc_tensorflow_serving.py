@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -419,3 +421,28 @@ def test_reflection_describes_the_services(channel: grpc.Channel) -> None:
     named = {one.name for one in services.list_services_response.service}
     assert {"tensorflow.serving.PredictionService", "grpc.health.v1.Health"} <= named
     assert b"PredictRequest" in file.file_descriptor_response.file_descriptor_proto[0]
+
+
+#: a client as in TensorFlow Serving's documentation; arguments: address
+CLIENT = """
+import sys
+import grpc
+import numpy as np
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+stub = prediction_service_pb2_grpc.PredictionServiceStub(grpc.insecure_channel(sys.argv[1]))
+request = predict_pb2.PredictRequest()
+request.model_spec.name = "half_plus_two"
+request.model_spec.signature_name = "serving_default"
+request.inputs["x"].CopyFrom(tf.make_tensor_proto(np.float32([1.0, 2.0, 5.0]), shape=[3]))
+result = stub.Predict(request, 10.0)
+print(tf.make_ndarray(result.outputs["y"]).tolist())
+"""
+
+
+@pytest.mark.slow
+def test_a_client_with_tensorflows_own_stubs_predicts(address: str) -> None:
+    # a process of its own: it loads TensorFlow, which takes seconds
+    done = subprocess.run([sys.executable, "-c", CLIENT, address], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split("\n")[-2:] == ["[2.5, 3.0, 4.5]", ""], done.stderr
