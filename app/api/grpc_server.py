@@ -1,4 +1,4 @@
-"""gRPC beside HTTP, in the same process and event loop: TensorFlow Serving's services, health and reflection.
+"""gRPC beside HTTP, in the same process and event loop: two serving protocols, health and reflection.
 
 Each process of the API listens by itself, and the kernel spreads the connections over them (SO_REUSEPORT). A client's
 connection ends politely now and then, so that it can come to another process.
@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import aio as reflection
 
-from app.api import tensorflow_serving_grpc
+from app.api import open_inference_grpc, tensorflow_serving_grpc
 from app.api.access import AccessControl
 from app.api.grpc_calls import Answer, GrpcCall, code_of
 from app.api.health import readiness
@@ -111,7 +111,10 @@ class GrpcServices:
         self._process = process
         self._access = access
         self._memory = memory
-        self._services: dict[str, Mapping[str, Answer]] = {**tensorflow_serving_grpc.SERVICES}
+        self._services: dict[str, Mapping[str, Answer]] = {
+            **tensorflow_serving_grpc.SERVICES,
+            **open_inference_grpc.SERVICES,
+        }
 
     @property
     def names(self) -> list[str]:

@@ -248,7 +248,7 @@ def infer_answer(model: str, version: int, request: InferRequest, outputs: Block
             "shape": list(values.shape),
         }
         if binary:
-            blobs.append(_bytes(values, text))
+            blobs.append(tensor_bytes(values))
             item["parameters"] = {"binary_data_size": len(blobs[-1])}
         else:
             item["data"] = values.ravel().tolist() if text else np.ascontiguousarray(values).ravel()
@@ -263,8 +263,11 @@ def infer_answer(model: str, version: int, request: InferRequest, outputs: Block
     return InferAnswer(b"".join([head, *blobs]), len(head) if blobs else None)
 
 
-def _bytes(values: npt.NDArray[Any], text: bool) -> bytes:
-    return text_to_bytes(values) if text else values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+def tensor_bytes(values: npt.NDArray[Any]) -> bytes:
+    """Return a tensor's bytes as the binary extension and gRPC's raw contents have them: little-endian, by row."""
+    if values.dtype.kind == "O":
+        return text_to_bytes(values)
+    return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def server_metadata(release: str) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from tests.support.models import dense_predictions, export_models
 from tests.support.plain_onnx import write_sum
 from tests.support.ports import free_port
 from tests.support.stack import Stack
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -62,7 +63,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         f'[models.{name}]\npath = "{name}"\nversions = "all"\n{REALTIME}' for name in MODELS
     )
     with Stack(folder, toml) as running:
-        running.start("realtime", "api")
+        running.start("realtime")
+        running.start("api", environment={"FORECACHE_API__PROCESSES": "2"})
         running.wait_ready()
         running.deployment.registry.label("dense", "canary", 2)
         yield running
@@ -146,6 +148,10 @@ def test_the_client_of_openvino_model_server_reads_status_and_metadata(address: 
     assert described["model_version"] == 3
     with pytest.raises(ovmsclient.ModelNotFoundError):
         client.predict({"x": X}, "nobody")
+
+
+def test_every_process_of_the_api_listens(stack: Stack) -> None:
+    wait_for(lambda: stack.log("api").count("grpc.listening") == 2, "both processes to listen", 20)
 
 
 def test_elements_and_contents_mean_the_same(stub: Any) -> None:
