@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_STAMP := $(VENV)/.installed-demo
 DEMO_EXTRAS := tensorflow,embedded,dashboard
-EXTRAS := $(DEMO_EXTRAS),keras,onnx,sklearn,sql,charts,dev
+EXTRAS := $(DEMO_EXTRAS),grpc,keras,onnx,sklearn,sql,charts,dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # uv takes a quarter of pip's processor time; where it is missing or does not reach the packages, pip installs
 UV := test -x $(BIN)/uv && $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt
@@ -25,7 +25,7 @@ export TF_ENABLE_ONEDNN_OPTS ?= 0
 # uv leaves the compiling to the first import. Were nothing kept, each process would compile again: seconds of its start
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install install-all install-runtimes demo test test-full test-gpu test-docker mutants fuzz coverage lint docs audit format bench clean
+.PHONY: help install install-all install-runtimes demo test test-full test-gpu test-docker mutants fuzz coverage lint docs audit protos format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -93,6 +93,10 @@ audit: install ## known vulnerabilities of the pinned libraries, where a service
 
 docs: install ## a site of the pages, in build/site; fails on a link that leads nowhere
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env -j auto -c docs -d build/doctrees . build/site
+
+protos: install ## compile the messages of the gRPC protocols after a change in inference/protocols/protos
+	cd inference/protocols/protos && $(abspath $(BIN))/python -m grpc_tools.protoc -I. --include_imports \
+		--descriptor_set_out=messages.binpb *.proto
 
 format: install ## rewrite the files in house style
 	$(BIN)/ruff check --fix .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import resource
 import socket
+from importlib.util import find_spec
 
 from inference.errors import (
     BadInput,
@@ -21,7 +22,7 @@ from inference.errors import (
     UnknownModel,
     UnsupportedMedia,
 )
-from inference.settings import ApiSettings
+from inference.settings import ApiSettings, Settings
 from inference.settings.processes import require_allowed
 
 BACKLOG = 2048
@@ -85,6 +86,35 @@ def listen(api: ApiSettings) -> socket.socket:
             f"port {api.port} of {api.host} cannot be used ({error.strerror}): {fix}", field="api.port"
         ) from error
     return listener
+
+
+def check_grpc(settings: Settings, *, first: bool) -> None:
+    """Check, before any process serves gRPC, that the settings allow it; nothing if they want none.
+
+    `first`: no other process of this deployment serves it yet, so its port must be free.
+
+    Raises:
+        SettingsError: the extra is not installed; other machines can reach the address, and neither keys nor
+            `[api] allow_remote` are set; or the port is taken.
+    """
+    host, port = settings.grpc.host, settings.grpc.port
+    if port is None:
+        return
+    if any(find_spec(module) is None for module in ("grpc", "grpc_health", "grpc_reflection")):
+        raise SettingsError("[grpc] port needs gRPC: pip install 'forecache[grpc]'", field="grpc.port")
+    require_allowed(settings.api, host, "[grpc] host")
+    if not first:
+        return
+    # the processes share the port, so gRPC itself would share it with anybody of the same user
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise SettingsError(
+                f"port {port} of {host} cannot be used ({error.strerror}): stop what listens there, or correct [grpc]",
+                field="grpc.port",
+            ) from error
 
 
 # --- errors ---

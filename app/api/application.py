@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
 import orjson
@@ -35,7 +35,7 @@ from app.api.problems import (
     respond_to_status,
     speaks_protocol,
 )
-from app.api.process import OpenProcess, open_process
+from app.api.process import ApiProcess, OpenProcess, open_process
 from app.api.requests import ID_HEADER, begin_request, under_root, with_request_id, without_head
 from app.api.schemas import ExplainedBody
 from app.api.watchdog import loop_watched
@@ -135,11 +135,12 @@ def create_app(settings: Settings, *, open_process: OpenProcess = open_process) 
     """Return the HTTP application for these settings. It connects to nothing before a server runs it."""
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: Application) -> AsyncIterator[None]:
         async with open_process(settings) as process:
             app.state.process = process
             with loop_watched():
-                yield
+                async with _beside_http(app, process):
+                    yield
 
     app = Application(
         settings.api,
@@ -158,6 +159,15 @@ def create_app(settings: Settings, *, open_process: OpenProcess = open_process) 
     for status in (404, 405):
         app.add_exception_handler(status, respond_without_route)
     return app
+
+
+def _beside_http(app: Application, process: ApiProcess) -> AbstractAsyncContextManager[None]:
+    """Return a context that serves gRPC, if the settings want it."""
+    if process.settings.grpc.port is None:
+        return nullcontext()
+    from app.api.grpc_server import grpc_served  # its library is an extra
+
+    return grpc_served(process, app.access, app.memory)
 
 
 def _add_documents(app: FastAPI, root_path: str) -> None:

@@ -35,8 +35,15 @@ _PLATFORMS = {
 async def _version(request: Request) -> int | None:
     """Return the version in the path; None if there is none."""
     version: str | None = request.path_params.get("version")
-    if version is None:
-        return None
+    return None if version is None else version_in(version)
+
+
+def version_in(version: str) -> int:
+    """Return the version number in a text.
+
+    Raises:
+        BadInput: it is none.
+    """
     number = whole_number(version, MOST_VERSION)
     if not number:
         raise BadInput(f"failed to get model version from specified version string '{cut(version)}'")
@@ -108,11 +115,7 @@ async def model_metadata(process: Process, model: str, version: _Version) -> Res
     """Return the inputs and outputs of a model."""
     if model == "stats" and model not in process.settings.models:  # Triton's path for statistics of all models
         raise _unsupported("statistics")
-    record = await _record(process, model, version)
-    known = (await process.cards.of(model)).versions
-    ready = [one for one, found in sorted(known.items()) if found.state == "ready"]
-    platform = _PLATFORMS.get(record.format, "forecache_remote")
-    return _json(protocol.model_metadata(model, ready if version is None else [version], platform, record.signature))
+    return _json(await described_model(process, model, version))
 
 
 @router.get("/models/{model}/ready", responses=documented_errors(400, 404, 503))
@@ -121,9 +124,7 @@ async def model_metadata(process: Process, model: str, version: _Version) -> Res
 )
 async def model_ready(process: Process, model: str, version: _Version) -> Response:
     """Answer 200 if a worker holds the model, or the version in the path."""
-    record = await _record(process, model, version)
-    if record.version not in await process.held_versions(model, await process.cards.of(model)):
-        raise BadInput(f"model '{model}' version {record.version} is not ready: no worker holds it")
+    record = await held_record(process, model, version)
     return _json({"name": model, "version": str(record.version), "ready": True})
 
 
@@ -161,12 +162,12 @@ async def infer(request: Request, process: Process, model: str, version: _Versio
     body = await read_body(request)
     size = len(body)
     document, binary = await beside_loop(size, protocol.read_body, body, request.headers.get(LENGTH_HEADER))
-    record = await _record(process, model, version)
+    record = await inferable_record(process, model, version)
     asked = await beside_loop(size, protocol.infer_request, model, document, binary, record.signature)
     try:
         outputs = await compute(request, process.service, model, asked.tensors, ModelCall(version))
     except NotFound as error:
-        raise _unknown(model, version) from error
+        raise unknown_model(model, version) from error
     if outputs is None:
         return Response(status_code=499)
     size = bytes_of(outputs.tensors)
@@ -178,21 +179,54 @@ async def infer(request: Request, process: Process, model: str, version: _Versio
     )
 
 
-async def _record(process: ApiProcess, model: str, version: int | None) -> VersionRecord:
+async def inferable_record(process: ApiProcess, model: str, version: int | None) -> VersionRecord:
+    """Return the record of a version that computes rows; `version` None: the active one.
+
+    Raises:
+        NotFound: there is no such model or version, or no active version yet.
+        BadInput: it computes no rows.
+    """
     try:
         record = (await process.cards.of(model)).ready(version)
     except NotFound as error:
-        raise _unknown(model, None) from error
+        raise unknown_model(model, None) from error
     if record is None:
-        raise _unknown(model, version)
+        raise unknown_model(model, version)
     if not record.computes_rows:
         raise BadInput(f"model '{model}' computes no rows: call its signatures under /v1")
     return record
 
 
-def _unknown(model: str, version: int | None) -> NotFound:
+def unknown_model(model: str, version: int | None) -> NotFound:
+    """Return the error for a model or version that does not exist."""
     which = f"'{cut(model)}'" if version is None else f"'{cut(model)}' version {version}"
     return NotFound(f"Request for unknown model: {which} is not found")
+
+
+async def held_record(process: ApiProcess, model: str, version: int | None) -> VersionRecord:
+    """Return the record of a version that a live worker holds.
+
+    Raises:
+        NotFound, BadInput: as `inferable_record` says.
+        BadInput: no worker holds it.
+    """
+    record = await inferable_record(process, model, version)
+    if record.version not in await process.held_versions(model, await process.cards.of(model)):
+        raise BadInput(f"model '{model}' version {record.version} is not ready: no worker holds it")
+    return record
+
+
+async def described_model(process: ApiProcess, model: str, version: int | None) -> dict[str, Any]:
+    """Return the body that describes the tensors of a model, or of one version.
+
+    Raises:
+        NotFound, BadInput: as `inferable_record` says.
+    """
+    record = await inferable_record(process, model, version)
+    known = (await process.cards.of(model)).versions
+    ready = [one for one, found in sorted(known.items()) if found.state == "ready"]
+    platform = _PLATFORMS.get(record.format, "forecache_remote")
+    return protocol.model_metadata(model, ready if version is None else [version], platform, record.signature)
 
 
 def _json(body: dict[str, Any]) -> Response:

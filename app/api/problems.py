@@ -64,7 +64,8 @@ _FIXES = {
 }
 #: logs the defects of all routes
 defects = Failures("app.api", "request")
-_DEFECT = "the server failed on this request; its log says why"
+#: the text for a client when the server has a defect
+DEFECT = "the server failed on this request; its log says why"
 _CODES = {
     404: "not-found",
     405: "method-not-allowed",
@@ -93,10 +94,11 @@ class Problem(BaseModel):
 
 def problem_of(error: ForecacheError) -> dict[str, Any]:
     """Return an error as a problem document."""
-    return _problem(status_of(error), error.code, _words_of(error), error.field)
+    return _problem(status_of(error), error.code, words_of(error), error.field)
 
 
-def _words_of(error: ForecacheError) -> str:
+def words_of(error: ForecacheError) -> str:
+    """Return the text of an error for clients, without addresses and a model's insides."""
     return _OWN_WORDS.get(type(error), error.message)
 
 
@@ -142,7 +144,7 @@ def respond_to_error(error: ForecacheError, path: str = "") -> Response:
     if speaks_protocol(path):
         # both protocols distinguish a deadline from an outage
         status = 504 if isinstance(error, DeadlineExceeded) else status_of(error)
-        return respond_with_error(status, _words_of(error), _headers_of(error))
+        return respond_with_error(status, words_of(error), _headers_of(error))
     return _respond(problem_of(error), _headers_of(error))
 
 
@@ -178,7 +180,7 @@ def respond_to_options(allowed: tuple[str, ...]) -> Response:
 
 def respond_to_defect() -> Response:
     """Return the response to a defect of the server; only the log has its cause."""
-    return _respond(_problem(500, "internal", _DEFECT))
+    return _respond(_problem(500, "internal", DEFECT))
 
 
 async def _on_forecache_error(request: Request, error: Exception) -> Response:
@@ -208,7 +210,7 @@ async def _on_disconnect(_: Request, __: Exception) -> Response:
 async def _on_defect(request: Request, _: Exception) -> Response:
     # `Application` logs the exception itself
     if speaks_protocol(request.scope["path"]):
-        return respond_with_error(500, _DEFECT)
+        return respond_with_error(500, DEFECT)
     return respond_to_defect()
 
 

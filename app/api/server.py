@@ -19,7 +19,7 @@ from uvicorn.config import STARTUP_FAILURE
 
 from app.api.application import create_app
 from app.api.connections import Connection
-from app.http import backlog, listen, raise_descriptors
+from app.http import backlog, check_grpc, listen, raise_descriptors
 from app.local.forks import Forks
 from inference.errors import SettingsError
 from inference.logs import configure_logging, get_logger
@@ -50,9 +50,10 @@ def serve(settings: Settings, fd: int | None = None, *, standby: bool = False) -
 
     Raises:
         SettingsError: other machines could reach the address, and there are neither keys nor `[api] allow_remote`;
-            or the port is taken, or `fd` is not an open socket.
+            or a port is taken, `fd` is not an open socket, or the settings of gRPC are wrong.
     """
     raise_descriptors()
+    check_grpc(settings, first=fd is None)
     listener = listen(settings.api) if fd is None else _given(settings.api, fd)
     configure_logging("api", form=settings.logs.format, level=settings.logs.level)
     config = configure(settings.api, partial(create_app, settings))

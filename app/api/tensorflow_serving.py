@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import Request, Response
@@ -11,19 +10,17 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from app.api.models import compute
-from app.api.problems import documented_errors, respond_to_options, without_folders
+from app.api.problems import documented_errors, respond_to_options
 from app.api.process import ApiProcess
 from app.api.request_bodies import beside_loop, read_body
-from inference.errors import BadInput, ForecacheError, NotFound, cut
-from inference.models import VersionRecord
+from app.api.servables import compute_signature, ready_record, signature_call, version_states, without_label
 from inference.protocols import tensorflow_calls as calls
 from inference.protocols import tensorflow_examples as examples_protocol
 from inference.protocols import tensorflow_serving as protocol
 from inference.protocols.tensorflow_calls import SignatureCall
-from inference.protocols.tensorflow_serving import Method, ModelUrl, VersionStatus
+from inference.protocols.tensorflow_serving import Method, ModelUrl
 from inference.protocols.tensors import bytes_of, render
 from inference.schema import Block
-from inference.serving import ModelCall
 
 
 class TensorFlowServingApi:
@@ -45,41 +42,23 @@ def route() -> Route:
 
 
 async def _respond(request: Request, process: ApiProcess) -> Response:
-    path = await _without_label(protocol.parse_path(request.method, request.scope["path"]), process)
+    path = await without_label(protocol.parse_path(request.method, request.scope["path"]), process)
     match path.method:
         case Method.PREDICT:
             return await _predict(request, path, process)
         case Method.CLASSIFY | Method.REGRESS:
             return await _examples(request, path, process)
         case Method.METADATA:
-            record = await _record(path, process)
+            record = await ready_record(path, process)
             body = protocol.metadata(path.model, record.version, record.all_signatures())
         case Method.STATUS:
-            body = protocol.status(await _status(path, process))
+            body = protocol.status(await version_states(path, process))
     return _json(render(body))
-
-
-async def _without_label(path: ModelUrl, process: ApiProcess) -> ModelUrl:
-    """Return the path with its label replaced by a version.
-
-    Raises:
-        BadInput: no version has that label.
-    """
-    if path.label is None:
-        return path
-    unknown = BadInput(f"Unrecognized servable version label: {cut(path.label)}")
-    try:
-        labels = (await process.cards.of(path.model)).labels
-    except NotFound as error:
-        raise unknown from error
-    if path.label not in labels:
-        raise unknown
-    return replace(path, version=labels[path.label], label=None)
 
 
 async def _predict(request: Request, path: ModelUrl, process: ApiProcess) -> Response:
     document, size = await _document(request)
-    call = await _call(path, process, protocol.signature_of(document), protocol.unknown_signature)
+    call = await signature_call(path, process, protocol.signature_of(document), protocol.unknown_signature)
     tensors, by_row = await beside_loop(size, protocol.tensors_of, document, call.declared.inputs)
     protocol.check_types(call.declared.outputs)
     outputs = await _compute(request, path, process, call, tensors)
@@ -92,7 +71,7 @@ async def _examples(request: Request, path: ModelUrl, process: ApiProcess) -> Re
     document, size = await _document(request)
     name = protocol.signature_of(document)
     examples = await beside_loop(size, examples_protocol.read_examples, document)
-    call = await _call(path, process, name, examples_protocol.unknown_signature)
+    call = await signature_call(path, process, name, examples_protocol.unknown_signature)
     classify = path.method is Method.CLASSIFY
     (calls.check_classify if classify else calls.check_regress)(call.declared)
     outputs = await _compute(request, path, process, call, calls.example_tensors(examples))
@@ -108,80 +87,12 @@ async def _document(request: Request) -> tuple[dict[str, Any], int]:
     return await beside_loop(len(body), protocol.read_document, body), len(body)
 
 
-async def _call(
-    path: ModelUrl, process: ApiProcess, name: str, unknown: Callable[[str], ForecacheError]
-) -> SignatureCall:
-    """Return the way to call the signature of that name.
-
-    Raises:
-        NotFound: there is no such model or version, or no active version yet.
-        ForecacheError: `unknown`, if the model has no such signature.
-    """
-    record = await _record(path, process)
-    call = record.signature_call(name, chosen=process.settings.models[path.model].signature)
-    if call is None:
-        raise unknown(name)
-    return call
-
-
 async def _compute(
     request: Request, path: ModelUrl, process: ApiProcess, call: SignatureCall, tensors: Block
 ) -> Block | None:
     """Return the outputs; None if the client has hung up meanwhile."""
-    prepared = call.prepare(tensors)
-    asked = ModelCall(path.version, call.name, prepared.splits)
-    try:
-        outputs = await compute(request, process.service, path.model, prepared.tensors, asked)
-    except NotFound as error:
-        raise _not_found(path) from error
-    return None if outputs is None else call.finish(outputs.tensors, prepared)
-
-
-async def _record(path: ModelUrl, process: ApiProcess) -> VersionRecord:
-    """Return the record of the version in a path.
-
-    Raises:
-        NotFound: there is no such model or version, or no active version yet.
-    """
-    try:
-        record = (await process.cards.of(path.model)).ready(path.version)
-    except NotFound as error:
-        raise _not_found(path) from error
-    if record is None:
-        raise _not_found(path)
-    return record
-
-
-async def _status(path: ModelUrl, process: ApiProcess) -> list[VersionStatus]:
-    missing = NotFound(
-        f"Could not find any versions of model {cut(path.model)}"
-        if path.version is None
-        else f"Could not find version {path.version} of model {cut(path.model)}"
-    )
-    try:
-        card = await process.cards.of(path.model)
-    except NotFound as error:
-        raise missing from error
-    held = await process.held_versions(path.model, card)
-    found = [
-        VersionStatus(number, "AVAILABLE", "")
-        if number in held
-        else VersionStatus(number, "END", _remark(record, process))
-        for number, record in sorted(card.versions.items())
-        if path.version in (None, number)
-    ]
-    if not found:
-        raise missing
-    return found
-
-
-def _remark(record: VersionRecord, process: ApiProcess) -> str:
-    return str(without_folders(record.remark or "", process.settings))
-
-
-def _not_found(path: ModelUrl) -> NotFound:
-    which = f"Latest({cut(path.model)})" if path.version is None else f"Specific({cut(path.model)}, {path.version})"
-    return NotFound(f"Servable not found for request: {which}")
+    outputs = await compute_signature(path, call, tensors, partial(compute, request, process.service))
+    return None if outputs is None else outputs.tensors
 
 
 def _json(body: bytes) -> Response:

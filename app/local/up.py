@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from app.http import listen
+from app.http import check_grpc, listen
 from app.local import embedded_redis
 from app.local.embedded_redis import EmbeddedRedis, private_folder
 from app.local.output import Output
@@ -126,6 +126,7 @@ def _require_addresses(settings: Settings, kinds: frozenset[str]) -> None:
     if "api" in kinds:
         require_allowed(settings.api)
         require_free(settings.api.host, settings.api.port, "[api] port")
+        check_grpc(settings, first=True)
     if "dashboard" in kinds:
         require_free(settings.dashboard.host, settings.dashboard.port, "[dashboard] port")
 

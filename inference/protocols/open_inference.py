@@ -41,6 +41,8 @@ _DATATYPES = {
     DType.FLOAT64: "FP64",
     DType.STRING: "BYTES",
 }
+#: integers that may stand for floats
+_INTEGERS = {dtype.value.upper(): dtype for dtype in DType if dtype.is_integer}
 
 
 @dataclass(frozen=True)
@@ -92,28 +94,43 @@ def infer_request(model: str, document: Mapping[str, Any], binary: memoryview, s
 
 
 def _tensors(model: str, document: Mapping[str, Any], binary: memoryview, specs: Sequence[TensorSpec]) -> Block:
+    """Return the tensors of a request.
+
+    Raises:
+        BadInput: it names every input at fault.
+    """
     known = {spec.name: spec for spec in specs}
     tensors: Block = {}
+    faults: list[str] = []
     start = 0
     for item in _objects(document, "inputs"):
-        name = _name(item, "input")
-        spec = known.get(name)
-        if spec is None:
-            raise BadInput(f"unexpected inference input '{cut(name)}' for model '{model}'")
-        if name in tensors:
-            raise BadInput(f"input '{name}' already exists in request")
-        _check_declared(item, spec, model)
-        size = _binary_size(item, name)
-        if size is None:
-            tensors[name] = _from_json(item, spec)
-        else:
-            tensors[name] = _from_binary(binary[start : start + size], size, item, spec)
-            start += size
+        name, size = _name(item, "input"), _binary_size(item)
+        try:
+            data = binary[start : start + (size or 0)]
+            tensors[name] = _input(model, item, data, known.get(name), is_repeated=name in tensors)
+        except BadInput as error:
+            faults.append(error.message)
+        start += size or 0
+    if faults:
+        raise BadInput("; ".join(dict.fromkeys(faults)))
     if start != len(binary):
         raise BadInput(f"unexpected additional input data for model '{model}'")
     if len(tensors) < len(specs):
         raise BadInput(f"expected {len(specs)} inputs but got {len(tensors)} inputs for model '{model}'")
     return tensors
+
+
+def _input(
+    model: str, item: Mapping[str, Any], data: memoryview, spec: TensorSpec | None, *, is_repeated: bool
+) -> npt.NDArray[Any]:
+    """Return one tensor; `data`: its bytes if it is binary, fewer than declared if the body ends before."""
+    if spec is None:
+        raise BadInput(f"unexpected inference input '{cut(_name(item, 'input'))}' for model '{model}'")
+    if is_repeated:
+        raise BadInput(f"input '{spec.name}' already exists in request")
+    _check_declared(item, spec, model)
+    size = _binary_size(item)
+    return _from_json(item, spec) if size is None else _from_binary(data, size, item, spec)
 
 
 def _outputs(model: str, document: Mapping[str, Any], specs: Sequence[TensorSpec]) -> dict[str, bool]:
@@ -135,18 +152,23 @@ def _outputs(model: str, document: Mapping[str, Any], specs: Sequence[TensorSpec
 
 def _check_declared(item: Mapping[str, Any], spec: TensorSpec, model: str) -> None:
     wanted, given = datatype(spec.dtype), item.get("datatype")
-    if given != wanted:
+    if given != wanted and not (spec.dtype.is_float and isinstance(given, str) and given in _INTEGERS):
         shown = cut(given) if isinstance(given, str) else "no text"
         raise BadInput(f"inference input '{spec.name}' data-type is '{shown}', but model '{model}' expects '{wanted}'")
     shape = item.get("shape")
     if not isinstance(shape, list) or not all(type(size) is int and 0 <= size <= _LARGEST for size in shape):
         raise BadInput(f"input '{spec.name}' must have a 'shape', a list of sizes")
-    if not fits(shape, spec):
+    if not fits(shape, spec) and not _is_column(shape, spec):
         raise BadInput(
             f"unexpected shape for input '{spec.name}' for model '{model}'. Expected {shape_text(full(spec))}, "
             f"got {cut(shape_text(shape[:LONGEST_QUOTE]))}"
         )
     check_rows(shape[0])
+
+
+def _is_column(shape: Sequence[int], spec: TensorSpec) -> bool:
+    """Return whether this is one value a row with a dimension of its own, as the pandas codec of MLServer writes it."""
+    return not spec.shape and len(shape) == 2 and shape[1] == 1
 
 
 def _from_json(item: Mapping[str, Any], spec: TensorSpec) -> npt.NDArray[Any]:
@@ -169,14 +191,24 @@ def _from_binary(data: memoryview, size: int, item: Mapping[str, Any], spec: Ten
         except ValueError as error:
             raise BadInput(f"unable to parse the bytes of input '{spec.name}': {error}") from error
     else:
-        width = spec.dtype.numpy.itemsize
+        given = _INTEGERS.get(item["datatype"], spec.dtype)
+        width = given.numpy.itemsize
         expected = math.prod(item["shape"]) * width
         if size != expected:
             raise BadInput(f"unexpected total byte size {size} for input '{spec.name}', expecting {expected}")
         # every byte except 0 means true; numpy would keep the byte
-        values = np.frombuffer(data, np.uint8 if spec.dtype is DType.BOOL else spec.dtype.numpy)
-        values = values.astype(bool) if spec.dtype is DType.BOOL else values
+        values = np.frombuffer(data, np.uint8 if given is DType.BOOL else given.numpy)
+        values = values.astype(bool) if given is DType.BOOL else values
+        if given is not spec.dtype:
+            values = _as_floats(values, spec)
     return _shaped(values, item, spec)
+
+
+def _as_floats(values: npt.NDArray[Any], spec: TensorSpec) -> npt.NDArray[Any]:
+    largest = 2 ** (np.finfo(spec.dtype.numpy).nmant + 1)  # a float of this type holds every integer up to here
+    if values.size and (values.max() > largest or values.min() < -largest):
+        raise BadInput(f"input '{spec.name}' has an integer that {datatype(spec.dtype)} cannot hold without loss")
+    return values.astype(spec.dtype.numpy)
 
 
 def _shaped(values: npt.NDArray[Any], item: Mapping[str, Any], spec: TensorSpec) -> npt.NDArray[Any]:
@@ -184,13 +216,13 @@ def _shaped(values: npt.NDArray[Any], item: Mapping[str, Any], spec: TensorSpec)
     if values.size != expected:
         raise BadInput(f"unexpected number of elements {values.size} for input '{spec.name}', expecting {expected}")
     try:
-        return values.reshape(item["shape"])
+        return values.reshape(item["shape"] if fits(item["shape"], spec) else item["shape"][:1])
     except (ValueError, OverflowError) as error:  # an empty tensor with a size that numpy cannot hold
         raise BadInput(f"unexpected shape for input '{spec.name}': {error}") from error
 
 
-def _binary_size(item: Mapping[str, Any], name: str) -> int | None:
-    parameters = _parameters(item)
+def _binary_size(item: Mapping[str, Any]) -> int | None:
+    name, parameters = cut(_name(item, "input")), _parameters(item)
     if "shared_memory_region" in parameters:
         raise BadInput(f"input '{name}': the shared memory extensions are not supported")
     size = parameters.get("binary_data_size")
@@ -248,7 +280,7 @@ def infer_answer(model: str, version: int, request: InferRequest, outputs: Block
             "shape": list(values.shape),
         }
         if binary:
-            blobs.append(_bytes(values, text))
+            blobs.append(tensor_bytes(values))
             item["parameters"] = {"binary_data_size": len(blobs[-1])}
         else:
             item["data"] = values.ravel().tolist() if text else np.ascontiguousarray(values).ravel()
@@ -263,8 +295,11 @@ def infer_answer(model: str, version: int, request: InferRequest, outputs: Block
     return InferAnswer(b"".join([head, *blobs]), len(head) if blobs else None)
 
 
-def _bytes(values: npt.NDArray[Any], text: bool) -> bytes:
-    return text_to_bytes(values) if text else values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+def tensor_bytes(values: npt.NDArray[Any]) -> bytes:
+    """Return a tensor's bytes as the binary extension and gRPC's raw contents have them: little-endian, by row."""
+    if values.dtype.kind == "O":
+        return text_to_bytes(values)
+    return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def server_metadata(release: str) -> dict[str, Any]:

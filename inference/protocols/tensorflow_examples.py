@@ -77,9 +77,10 @@ def _example(value: Any) -> bytes:
         kind = kinds.get(type(value), "Number")
         raise BadInput(f"Example must be JSON object but got JSON {kind}")
     features = b"".join(
-        _field(1, _field(1, name.encode()) + _field(2, _feature(name, content))) for name, content in value.items()
+        delimited_field(1, delimited_field(1, name.encode()) + delimited_field(2, _feature(name, content)))
+        for name, content in value.items()
     )
-    return _field(1, features)
+    return delimited_field(1, features)
 
 
 def _feature(name: str, content: Any) -> bytes:
@@ -97,16 +98,16 @@ def _feature(name: str, content: Any) -> bytes:
             raise BadInput(f"Feature: {cut(name)} has uint64_t element. Only int64_t is supported.")
     if kind is None:
         return b""
-    return _field(_FIELDS[kind], _list_of(kind, values))
+    return delimited_field(_FIELDS[kind], _list_of(kind, values))
 
 
 def _list_of(kind: str, values: list[Any]) -> bytes:
     if kind == "float":
         with np.errstate(over="ignore", under="ignore"):  # a number beyond the largest float is infinite
-            return _field(1, np.array(values, np.float64).astype("<f4").tobytes())
+            return delimited_field(1, np.array(values, np.float64).astype("<f4").tobytes())
     if kind == "int64":
-        return _field(1, b"".join(_varint(int(value) & 0xFFFFFFFFFFFFFFFF) for value in values))
-    return b"".join(_field(1, _bytes_of(value)) for value in values)
+        return delimited_field(1, b"".join(_varint(int(value) & 0xFFFFFFFFFFFFFFFF) for value in values))
+    return b"".join(delimited_field(1, _bytes_of(value)) for value in values)
 
 
 def _bytes_of(value: Any) -> bytes:
@@ -114,8 +115,8 @@ def _bytes_of(value: Any) -> bytes:
     return found.encode() if isinstance(found, str) else found
 
 
-def _field(number: int, data: bytes) -> bytes:
-    """Return a length-delimited field."""
+def delimited_field(number: int, data: bytes) -> bytes:
+    """Return a field of Protocol Buffers whose bytes follow their length: a text, a message, or packed numbers."""
     return _varint(number << 3 | 2) + _varint(len(data)) + data
 
 

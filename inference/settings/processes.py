@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
@@ -178,6 +179,24 @@ class ApiSettings(Section):
         return self
 
 
+class GrpcSettings(Section):
+    """gRPC, in each process of the API and with its keys; off without `port`.
+
+    `certificate`, `private_key`: PEM files for TLS; without them the port speaks plain text.
+    """
+
+    host: str = "127.0.0.1"
+    port: Port | None = None
+    certificate: Path | None = None
+    private_key: Path | None = None
+
+    @model_validator(mode="after")
+    def _whole_pair(self) -> GrpcSettings:
+        if (self.certificate is None) != (self.private_key is None):
+            raise ValueError("certificate and private_key belong together: give both, or none")
+        return self
+
+
 class DashboardSettings(Section):
     """Flower. Without a password, the first start generates one and keeps it in `.forecache/`.
 
@@ -225,19 +244,18 @@ class LogSettings(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
-def require_allowed(api: ApiSettings, host: str | None = None) -> None:
+def require_allowed(api: ApiSettings, host: str | None = None, where: str = "the socket's address") -> None:
     """Refuse an address of the API that other machines can reach, unless there are keys or the settings allow it.
 
-    `host`: the address of an open socket; None for the settings' address.
+    `host`: another address than the settings', and `where` it comes from.
 
     Raises:
         SettingsError: there are no `[api.keys.NAME]`, and `[api] allow_remote` is not set.
     """
     if not api.allow_remote and not api.keys and not is_loopback(host or api.host):
-        where = "[api] host" if host is None else "the socket's address"
         raise SettingsError(
-            f"{where} {shown(host or api.host)} can be reached from other machines: use 127.0.0.1, give keys "
-            "(`forecache keys new NAME`), or set allow_remote = true",
+            f"{'[api] host' if host is None else where} {shown(host or api.host)} can be reached from other machines: "
+            "use 127.0.0.1, give keys (`forecache keys new NAME`), or set allow_remote = true",
             field="api.host",
         )
 

@@ -16,6 +16,7 @@ from inference.settings.processes import (
     ApiSettings,
     CelerySettings,
     DashboardSettings,
+    GrpcSettings,
     LogSettings,
     RedisSettings,
     WorkerSettings,
@@ -31,6 +32,7 @@ class Settings(Section):
     redis: RedisSettings = RedisSettings()
     celery: CelerySettings = CelerySettings()
     api: ApiSettings = ApiSettings()
+    grpc: GrpcSettings = GrpcSettings()
     dashboard: DashboardSettings = DashboardSettings()
     workers: WorkerSettings = WorkerSettings()
     logs: LogSettings = LogSettings()

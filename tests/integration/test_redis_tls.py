@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import time
@@ -17,28 +16,15 @@ from inference.errors import StoreUnavailable
 from inference.redis.clients import WORKER
 from inference.settings import RedisSettings, Settings
 from tasks.dispatch import open_dispatcher
+from tests.support.certificates import make_certificate
 from tests.support.ports import free_port
-from tests.support.redis_server import find_redis_binary, missing
+from tests.support.redis_server import find_redis_binary
 from tests.support.stack import ROOT, child_environment, end_tree
 from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 PASSWORD = "p@ss/word"
-
-
-def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """Return the files of a certificate for localhost, signed by itself, and of its key."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        missing("openssl")
-    certificate, key = folder / "ca.pem", folder / "key.pem"
-    subprocess.run(
-        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return certificate, key
 
 
 @pytest.fixture

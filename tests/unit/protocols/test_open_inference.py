@@ -133,9 +133,9 @@ def test_only_the_outputs_that_are_asked_for_come_and_each_as_it_is_wanted() -> 
         ({"inputs": [X, X]}, b"", "input 'x' already exists in request"),
         ({"inputs": [X | {"name": "z"}]}, b"", "unexpected inference input 'z' for model 'm'"),
         (
-            {"inputs": [X | {"datatype": "INT32"}]},
+            {"inputs": [X | {"datatype": "BOOL"}]},
             b"",
-            "inference input 'x' data-type is 'INT32', but model 'm' expects 'FP32'",
+            "inference input 'x' data-type is 'BOOL', but model 'm' expects 'FP32'",
         ),
         (
             {"inputs": [X | {"shape": [1, 3]}]},
@@ -239,3 +239,45 @@ def test_metadata_lists_versions_as_text_and_the_models_own_shapes() -> None:
             {"name": "label", "datatype": "BYTES", "shape": [-1]},
         ],
     }
+
+
+@pytest.mark.parametrize("dtype", [DType.INT8, DType.UINT16, DType.INT64])
+def test_integers_stand_for_floats_if_no_digit_is_lost(dtype: DType) -> None:
+    # as MLServer's pandas codec writes a column of whole numbers
+    signature = Signature((TensorSpec("x", DType.FLOAT32),), (TensorSpec("y", DType.FLOAT32),))
+    item = {"name": "x", "shape": [3, 1], "datatype": datatype(dtype)}
+    values = np.array([1, 0, 100], dtype.numpy)
+    in_json = request({"inputs": [item | {"data": values.tolist()}]}, signature=signature)
+    in_bytes = request(
+        {"inputs": [item | {"parameters": {"binary_data_size": values.nbytes}}]}, values.tobytes(), signature
+    )
+    for asked in (in_json, in_bytes):
+        found = asked.tensors["x"]
+        assert (found.dtype, found.shape, found.tolist()) == (np.float32, (3,), [1.0, 0.0, 100.0])
+
+
+@pytest.mark.parametrize("value", [2**24 + 2, -(2**63)])
+def test_an_integer_that_would_lose_digits_is_refused(value: int) -> None:
+    signature = Signature((TensorSpec("x", DType.FLOAT32),), (TensorSpec("y", DType.FLOAT32),))
+    item = {"name": "x", "shape": [1], "datatype": "INT64", "parameters": {"binary_data_size": 8}}
+    with pytest.raises(BadInput, match="input 'x' has an integer that FP32 cannot hold without loss"):
+        request({"inputs": [item]}, np.int64([value]).tobytes(), signature)
+    with pytest.raises(BadInput, match="not all of it is FP32"):
+        request(
+            {"inputs": [{"name": "x", "shape": [1], "datatype": "INT64", "data": [value + 1]}]}, signature=signature
+        )
+
+
+def test_an_integer_never_stands_for_another_type() -> None:
+    signature = Signature((TensorSpec("x", DType.INT64),), (TensorSpec("y", DType.FLOAT32),))
+    with pytest.raises(BadInput, match="data-type is 'INT32', but model 'm' expects 'INT64'"):
+        request({"inputs": [{"name": "x", "shape": [1], "datatype": "INT32", "data": [1]}]}, signature=signature)
+
+
+def test_all_faulty_inputs_are_told_at_once() -> None:
+    faulty = [X | {"datatype": "BOOL"}, T | {"shape": [1, 7]}, X | {"name": "z"}]
+    assert refusal({"inputs": faulty}) == (
+        "inference input 'x' data-type is 'BOOL', but model 'm' expects 'FP32'; "
+        "unexpected shape for input 't' for model 'm'. Expected [-1], got [1,7]; "
+        "unexpected inference input 'z' for model 'm'"
+    )

@@ -1,0 +1,115 @@
+"""One call over gRPC: who asks, how long the client waits, the way to compute for it, and the status of each error."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from grpc.aio import ServicerContext
+
+from app.api.access import AccessControl
+from app.api.process import ApiProcess
+from inference.errors import (
+    BadInput,
+    Conflict,
+    DeadlineExceeded,
+    Forbidden,
+    ForecacheError,
+    NotFound,
+    RateLimited,
+    TooHeavy,
+    Unauthorized,
+    Unavailable,
+    UnknownEntity,
+    UnknownModel,
+)
+from inference.protocols.tensorflow_grpc import Unsupported
+from inference.protocols.tensors import most_rows
+from inference.schema import Block
+from inference.serving import ModelCall, Outputs
+
+#: the scope of predictions goes by a path of this start
+_PREDICTIONS = "/v1/"
+
+#: the first class that fits decides; an error of no class here is our fault
+_CODES: tuple[tuple[type[ForecacheError], grpc.StatusCode], ...] = (
+    (Unauthorized, grpc.StatusCode.UNAUTHENTICATED),
+    (Forbidden, grpc.StatusCode.PERMISSION_DENIED),
+    (UnknownModel, grpc.StatusCode.NOT_FOUND),
+    (UnknownEntity, grpc.StatusCode.NOT_FOUND),
+    (NotFound, grpc.StatusCode.NOT_FOUND),
+    (Conflict, grpc.StatusCode.ABORTED),
+    (Unsupported, grpc.StatusCode.UNIMPLEMENTED),
+    (BadInput, grpc.StatusCode.INVALID_ARGUMENT),
+    (TooHeavy, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (RateLimited, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (Unavailable, grpc.StatusCode.UNAVAILABLE),
+)
+
+
+def code_of(error: ForecacheError) -> grpc.StatusCode:
+    """Return the status of an error."""
+    return next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
+
+
+class GrpcCall:
+    """One client's call.
+
+    `scope` describes it as an HTTP request, with its metadata as headers, so that keys and rates are the same.
+    """
+
+    def __init__(self, process: ApiProcess, access: AccessControl, context: ServicerContext[Any, Any]) -> None:
+        self.process = process
+        self._access = access
+        self._context = context
+        metadata = context.invocation_metadata() or ()
+        self.scope: dict[str, Any] = {
+            "type": "http",
+            "method": "POST",
+            "path": _PREDICTIONS,
+            "headers": [(str(key).encode(), _bytes(value)) for key, value in metadata],
+            "client": (_address_of(context.peer()),),
+        }
+
+    def check(self) -> None:
+        """Check that the client may compute predictions.
+
+        Raises:
+            ForecacheError: as `AccessControl.check` says.
+        """
+        self._access.check(self.scope)
+
+    def received(self, size: int) -> None:
+        """Count the bytes of its message.
+
+        Raises:
+            RateLimited, TooHeavy: as `AccessControl.charge` says.
+        """
+        self._access.charge(self.scope, size=size)
+
+    async def ask(self, model: str, tensors: Block, call: ModelCall) -> Outputs:
+        """Return a model's outputs for tensors, by the client's deadline or, if it has none, the model's.
+
+        Raises:
+            RateLimited, TooHeavy: as `AccessControl.charge` says of the rows.
+            ForecacheError: as `PredictionService.predict_tensors` says.
+        """
+        self._access.charge(self.scope, rows=most_rows(tensors))
+        timeout_s = self._context.time_remaining()
+        return await self.process.service.predict_tensors(model, tensors, call, timeout_s=timeout_s)
+
+
+#: answers a request message with a response message
+Answer = Callable[[GrpcCall, Any], Awaitable[Any]]
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode()
+
+
+def _address_of(peer: str) -> str:
+    """Return the address in gRPC's name of a client, such as `ipv4:127.0.0.1:50123` or `ipv6:%5B::1%5D:50123`."""
+    address = peer.partition(":")[2].rpartition(":")[0]
+    return address.replace("%5B", "").replace("%5D", "").strip("[]")

@@ -1,0 +1,101 @@
+"""The Open Inference Protocol over gRPC: its messages to and from those of HTTP, whose tensors are bytes.
+
+Specification: https://github.com/open-inference/open-inference-protocol/blob/main/specification/protocol/inference_grpc.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from inference.errors import BadInput, cut
+from inference.protocols.messages import message_class
+from inference.protocols.open_inference import InferRequest, datatype, tensor_bytes
+from inference.protocols.tensors import objects, text_to_bytes
+from inference.schema import Block, DType
+
+#: the field for elements of a type; half floats have none, so they come as raw contents
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+_TYPES = {datatype(dtype): dtype for dtype in DType}
+
+
+def infer_document(request: Any) -> tuple[dict[str, Any], memoryview]:
+    """Return a `ModelInferRequest` as over HTTP: the JSON object, and the bytes of all tensors behind it.
+
+    Raises:
+        BadInput: raw contents and inputs do not fit each other, or an input has elements of another type.
+    """
+    raw = list(request.raw_input_contents)
+    if raw and len(raw) != len(request.inputs):
+        raise BadInput(f"expected {len(request.inputs)} raw_input_contents but got {len(raw)}")
+    if raw and any(item.HasField("contents") for item in request.inputs):
+        raise BadInput("contents field must not be specified when using raw_input_contents")
+    parts = raw or [_elements(item) for item in request.inputs]
+    inputs = [
+        {
+            "name": item.name,
+            "datatype": item.datatype,
+            "shape": list(item.shape),
+            "parameters": _parameters(item.parameters) | {"binary_data_size": len(part)},
+        }
+        for item, part in zip(request.inputs, parts, strict=True)
+    ]
+    outputs = [{"name": one.name, "parameters": _parameters(one.parameters)} for one in request.outputs]
+    document = {"id": request.id or None, "inputs": inputs, "outputs": outputs}
+    return document, memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
+
+
+def _elements(item: Any) -> bytes:
+    """Return the bytes of an input's elements."""
+    field, dtype = _CONTENTS.get(item.datatype), _TYPES.get(item.datatype)
+    for descriptor, values in item.contents.ListFields():
+        if values and descriptor.name != field:
+            raise BadInput(f"input '{cut(item.name)}' has {descriptor.name}, but its datatype is {cut(item.datatype)}")
+    if field is None or dtype is None:
+        return b""
+    values = getattr(item.contents, field)
+    if dtype is DType.STRING:
+        return text_to_bytes(objects(list(values)))
+    try:
+        return np.fromiter(values, dtype.numpy, len(values)).tobytes()
+    except OverflowError as error:
+        raise BadInput(f"input '{cut(item.name)}' has a number that {cut(item.datatype)} cannot hold") from error
+
+
+def _parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: getattr(one, choice) for name, one in parameters.items() if (choice := one.WhichOneof("parameter_choice"))
+    }
+
+
+def infer_response(model: str, version: int, request: InferRequest, outputs: Block) -> Any:
+    """Return the `ModelInferResponse` with the wanted outputs as raw contents, in the request's order."""
+    response = message_class("inference.ModelInferResponse")(
+        model_name=model, model_version=str(version), id=request.request_id or ""
+    )
+    for name in request.outputs:
+        values = outputs[name]
+        kind = DType.STRING if values.dtype.kind == "O" else DType(values.dtype.name)
+        response.outputs.add(name=name, datatype=datatype(kind), shape=values.shape)
+        response.raw_output_contents.append(tensor_bytes(values))
+    return response
+
+
+def metadata_response(body: Mapping[str, Any]) -> Any:
+    """Return the `ModelMetadataResponse` for the body that describes a model over HTTP."""
+    return message_class("inference.ModelMetadataResponse")(**body)
