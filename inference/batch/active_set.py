@@ -162,7 +162,7 @@ class ActiveSet:
     #: gathers the ids of this run's source, for the next run; None: nobody will ask
     known: Filter | None = None
     #: of yesterday; None: too few are known
-    requests: Requests | None = None
+    requests: DayRequests | None = None
     #: of the last days' requests, the share that such a set would have answered, 0 to 1; None: too few are known
     share: float | None = None
     rows: int = 0
@@ -243,7 +243,7 @@ class ActiveSet:
         return f"{self.rows_chosen:,} of {self.rows:,} rows{new}{got}"
 
 
-class Requests:
+class DayRequests:
     """Some requests, and how many of them a set answers."""
 
     def __init__(self, entity: Words, accesses: npt.NDArray[np.float64]) -> None:
@@ -358,10 +358,10 @@ def _empty(rows: int) -> Filter:
     return Filter(min(max(rows * _KNOWN_BYTES, SMALLEST_BYTES), _MOST_KNOWN_BYTES))
 
 
-def _yesterday(sample: AccessSample) -> Requests | None:
+def _yesterday(sample: AccessSample) -> DayRequests | None:
     is_yesterday = sample.begun // DAY_S == sample.until // DAY_S - 1
     accesses = sample.accesses[is_yesterday]
     if accesses.sum() < LEAST_CHECKED:
         return None
     stands_for = np.where(sample.popular[is_yesterday], accesses, accesses / sample.rate)
-    return Requests(sample.entity[is_yesterday], stands_for)
+    return DayRequests(sample.entity[is_yesterday], stands_for)

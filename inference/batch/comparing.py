@@ -33,7 +33,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 @dataclass
-class Sample:
+class ValueSample:
     """The first values, up to a million."""
 
     parts: list[Values] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Sample:
 class Side:
     """The values of one generation."""
 
-    sample: Sample = field(default_factory=Sample)
+    sample: ValueSample = field(default_factory=ValueSample)
     count: int = 0
     mean: float = 0.0
     #: sum of squared distances from the mean
@@ -174,7 +174,7 @@ class NumberComparison:
     def __init__(self, spec: TensorSpec, options: DiffOptions) -> None:
         self._spec, self._options = spec, options
         self._sides = {False: Side(), True: Side()}
-        self._movement = Sample()
+        self._movement = ValueSample()
         self._rows = self._moved = self._flipped = self._up = 0
         self._segments = SegmentCounts()
         self._width = math.prod(spec.shape)

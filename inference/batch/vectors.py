@@ -157,7 +157,7 @@ class VectorSink:
 
 
 @dataclass(frozen=True)
-class Found:
+class KnownVectors:
     """What a run's vectors say of some ids. Arrays of the ids' length; what is not `known` holds zeros.
 
     `places`: of the rows in the Parquet parts, the part's number times 2**32 and the row; zeros if it wrote none.
@@ -186,10 +186,10 @@ class Vectors:
         self._firsts = np.array([batch["hash"][0] for batch in self._batches], np.uint64)
         self.rows = sum(len(batch["hash"]) for batch in self._batches)
 
-    def find(self, hashes: Hashes) -> Found:
+    def find(self, hashes: Hashes) -> KnownVectors:
         """Return what is known of ids, by the hashes of their stored forms."""
         count = len(hashes)
-        found = Found(
+        found = KnownVectors(
             np.zeros(count, np.bool_),
             np.zeros(count, np.uint64),
             np.zeros(count, np.uint32),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference.batch.active_set import ActiveSet, DayRanking, Requests, Threshold, find_threshold
+from inference.batch.active_set import ActiveSet, DayRanking, DayRequests, Threshold, find_threshold
 from inference.batch.plan import cut_row_groups
 from inference.batch.records import Chunk
 from inference.monitoring.access_sample import EVERYBODY, AccessSample, SampledDay, visits_at
@@ -152,7 +152,7 @@ def test_a_threshold_needs_a_thousand_requests() -> None:
 
 def test_requests_count_as_often_as_they_came() -> None:
     entity = id_hashes(names(range(4)), KEY)
-    requests = Requests(entity[[0, 0, 1, 2]] >> np.uint64(16), np.array([5.0, 1.0, 3.0, 1.0]))
+    requests = DayRequests(entity[[0, 0, 1, 2]] >> np.uint64(16), np.array([5.0, 1.0, 3.0, 1.0]))
 
     requests.see(entity[[0, 3]])
     requests.see(entity[[3]])
