@@ -43,8 +43,8 @@ DISTINCT_KEPT_S = 8 * DAY_S
 _COUNTED_AT_ONCE = 10
 #: entities among which the popular ones are found, and the chance that a flush forgets the others
 _MOST_COUNTED, _TRIMMED = 2_000, 1 / 60
-#: hashing 1 000 ids, or packing 200, holds the event loop for less than a millisecond
-_HASHED_AT_ONCE, _SENT_AT_ONCE = 1_000, 200
+#: hashing 2 000 ids, or packing 400, holds the event loop for less than a millisecond
+_HASHED_AT_ONCE, _SENT_AT_ONCE = 2_000, 400
 
 
 @dataclass
@@ -65,6 +65,27 @@ class _Day:
         ranks = hashes >> np.uint64(16)
         found: npt.NDArray[np.bool_] = self.popular.take(self.popular.searchsorted(ranks), mode="clip") == ranks
         return found
+
+
+@dataclass
+class _New:
+    """Entities that have to be sent, with their hashes."""
+
+    ids: list[str] = field(default_factory=list)
+    hashes: Words = field(default_factory=lambda: np.zeros(0, np.uint64))
+
+    def add(self, ids: Sequence[str], hashes: Words, sent: Filter) -> None:
+        """Add those that were not sent today, each once."""
+        distinct, first = np.unique(hashes, return_index=True)
+        new = ~sent.contains(distinct)
+        self.hashes = np.concatenate([self.hashes, distinct[new]])
+        self.ids += [ids[i] for i in first[new].tolist()]
+
+    def take(self) -> tuple[list[str], Words]:
+        """Take out as many as are sent at once."""
+        ids, hashes = self.ids[:_SENT_AT_ONCE], self.hashes[:_SENT_AT_ONCE]
+        self.ids, self.hashes = self.ids[_SENT_AT_ONCE:], self.hashes[_SENT_AT_ONCE:]
+        return ids, hashes
 
 
 class AccessLog:
@@ -112,18 +133,22 @@ class AccessLog:
     async def _write_model(self, model: str, ids: Sequence[str]) -> None:
         settings, now = self._settings.get(model) or AccessLogSettings(), self._clock()
         day = await self._day(model, settings, now)
-        sampled, popular = [], []
+        sampled, popular, new = [], [], _New()
         for start in range(0, len(ids), _HASHED_AT_ONCE):
             part = ids[start : start + _HASHED_AT_ONCE]
             hashes = id_hashes(part, self._key)
             is_popular = day.is_popular(hashes)
             sampled.append(visits_at(hashes[~is_popular], now, day.threshold))
             popular.append(visits_at(hashes[is_popular], now, EVERYBODY))
-            await self._send_new(model, settings, day, part, hashes)
             await asyncio.sleep(0)  # requests first
+            new.add(part, hashes, day.sent)
+            await asyncio.sleep(0)
+            while len(new.ids) >= _SENT_AT_ONCE or (new.ids and start + _HASHED_AT_ONCE >= len(ids)):
+                await self._send_part(model, settings, day, *new.take())
         if settings.enabled:
             await self._count_some(model, day, hashes)
-            parts = merged(np.concatenate(sampled)), merged(np.concatenate(popular))
+            # in a thread, because sorting tens of thousands of visits takes milliseconds; it lets other threads run
+            parts = [await asyncio.to_thread(merged, np.concatenate(visits)) for visits in (sampled, popular)]
             await self._send_visits(model, settings, day, len(ids), *parts)
 
     async def _count_some(self, model: str, day: _Day, hashes: Words) -> None:
@@ -137,17 +162,6 @@ class AccessLog:
             pipeline.zremrangebyrank(name, 0, -_MOST_COUNTED - 1)
         pipeline.expire(name, 2 * DAY_S)
         await pipeline.execute()
-
-    async def _send_new(
-        self, model: str, settings: AccessLogSettings, day: _Day, ids: Sequence[str], hashes: Words
-    ) -> None:
-        """Send the entities that this process has not sent today."""
-        distinct, first = np.unique(hashes, return_index=True)
-        new = ~day.sent.contains(distinct)
-        distinct, first = distinct[new], first[new]
-        for start in range(0, len(distinct), _SENT_AT_ONCE):
-            part = slice(start, start + _SENT_AT_ONCE)
-            await self._send_part(model, settings, day, [ids[i] for i in first[part].tolist()], distinct[part])
 
     async def _send_part(
         self, model: str, settings: AccessLogSettings, day: _Day, ids: list[str], hashes: Words
@@ -201,7 +215,7 @@ class AccessLog:
         """Make a day's visits fewer; `limit`: the field of the day that says how."""
         # in this order: if another process cuts them meanwhile, the counter is old, and the script does nothing
         (cuts, value), stored = await self._client.exchange([("HMGET", about, counter, limit), ("GET", name)])
-        kept, changed = fewer(np.frombuffer(stored, VISITS), int(value))
+        kept, changed = await asyncio.to_thread(fewer, np.frombuffer(stored, VISITS), int(value))
         arguments: list[Any] = [
             counter,
             cuts or b"0",
