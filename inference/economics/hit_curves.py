@@ -235,8 +235,12 @@ def _estimate(sample: AccessSample, missed: Integers, days: Sequence[int], moved
     least = 0 if of_entity.any() and (of_entity != accesses).any() else 3 / count
     spread = math.hypot(_spread(residual) * math.sqrt(part), least)
     deviation = math.hypot(sample.distinct * spread, _CONFIDENCE * _COUNT_ERROR * scaled) / total
-    value = 1 - (known + scaled + slope * rest) / total
-    return _within(value, math.hypot(deviation, unsure))
+    # more accesses are missing than chance explains: they are of hot entities, and not even the sample's hottest say
+    # how many of them are misses; at most as many as of others, at least none
+    missing = rest - sample.distinct * (float(accesses.mean()) + _spread(accesses - accesses.mean()) * math.sqrt(part))
+    of_hot = slope * max(missing, 0.0) / 2
+    value = 1 - (known + scaled + slope * rest - of_hot) / total
+    return _within(value, math.hypot(deviation, unsure) + of_hot / total)
 
 
 def _within(value: float, deviation: float) -> HitRate:
@@ -250,7 +254,7 @@ def _joined(sample: AccessSample, since: float) -> float:
     return float((accesses / np.where(sample.popular[unknown], 1.0, sample.rate)).sum())
 
 
-def _spread(residuals: Floats) -> float:
+def _spread(residuals: Numbers) -> float:
     """Return how far the mean of residuals is from the true one with 95 %.
 
     A few large residuals say little about their variance: it has as many degrees of freedom as its own error tells

@@ -106,9 +106,10 @@ class AccessLog:
         self._days: dict[str, _Day] = {}
         self._rng = np.random.default_rng()
 
-    async def write(self, accesses: Mapping[str, Sequence[str]]) -> None:
+    async def write(self, accesses: Mapping[str, list[str]]) -> None:
         """Write the accesses of this second: model → the ids of its entities, as often as they were asked for.
 
+        Empties the lists: to free tens of thousands of ids at once would hold the event loop.
         If Redis does not answer, drops them and logs the loss.
         """
         left = sum(map(len, accesses.values()))
@@ -116,9 +117,10 @@ class AccessLog:
             if left:
                 await self._renew_key()
             for model, ids in accesses.items():
+                count = len(ids)
                 if ids:
                     await self._write_model(model, ids)
-                left -= len(ids)
+                left -= count
         except StoreUnavailable as error:
             log.warning("hits.entities_dropped", count=left, error=error.message)
 
@@ -130,12 +132,13 @@ class AccessLog:
             self._key = key
             self._days.clear()
 
-    async def _write_model(self, model: str, ids: Sequence[str]) -> None:
-        settings, now = self._settings.get(model) or AccessLogSettings(), self._clock()
+    async def _write_model(self, model: str, ids: list[str]) -> None:
+        count, settings, now = len(ids), self._settings.get(model) or AccessLogSettings(), self._clock()
         day = await self._day(model, settings, now)
         sampled, popular, new = [], [], _New()
-        for start in range(0, len(ids), _HASHED_AT_ONCE):
-            part = ids[start : start + _HASHED_AT_ONCE]
+        while ids:
+            part = ids[-_HASHED_AT_ONCE:]
+            del ids[-_HASHED_AT_ONCE:]
             hashes = id_hashes(part, self._key)
             is_popular = day.is_popular(hashes)
             sampled.append(visits_at(hashes[~is_popular], now, day.threshold))
@@ -143,13 +146,13 @@ class AccessLog:
             await asyncio.sleep(0)  # requests first
             new.add(part, hashes, day.sent)
             await asyncio.sleep(0)
-            while len(new.ids) >= _SENT_AT_ONCE or (new.ids and start + _HASHED_AT_ONCE >= len(ids)):
+            while len(new.ids) >= _SENT_AT_ONCE or (new.ids and not ids):
                 await self._send_part(model, settings, day, *new.take())
         if settings.enabled:
             await self._count_some(model, day, hashes)
             # in a thread, because sorting tens of thousands of visits takes milliseconds; it lets other threads run
             parts = [await asyncio.to_thread(merged, np.concatenate(visits)) for visits in (sampled, popular)]
-            await self._send_visits(model, settings, day, len(ids), *parts)
+            await self._send_visits(model, settings, day, count, *parts)
 
     async def _count_some(self, model: str, day: _Day, hashes: Words) -> None:
         """Count some accesses by their entities, to find the popular ones."""

@@ -148,6 +148,45 @@ def test_the_bounds_hold_for_nearly_all_samples() -> None:
     assert within >= 88
 
 
+def test_a_sample_ranks_entities_as_all_accesses_do() -> None:
+    rng, number = np.random.default_rng(6), 20_000
+    chances = np.cumsum(np.arange(1, number + 1) ** -1.2)
+    made = [
+        (int(entity), int(at))
+        for entity, at in zip(
+            np.searchsorted(chances, rng.random(40_000) * chances[-1]), rng.integers(0, 3 * DAY_S, 40_000), strict=True
+        )
+    ]
+    whole = sample_of(made)
+    day, entity = (whole.begun // DAY_S).astype(int), whole.entity.astype(int)
+    # entities are popular on a day by the day before, so that of most of them only some days are known
+    is_popular = np.zeros(len(day), np.bool_)
+    for one in (FIRST_DAY + 1, FIRST_DAY + 2):
+        before = np.bincount(entity[day == one - 1], minlength=number)
+        is_popular |= (day == one) & np.isin(entity, np.argsort(-before, kind="stable")[:150])
+    policy, errors = Policy(1800, 2 * DAY_S, DAY_S), []
+    for _ in range(12):
+        hashes = rng.permutation(number).astype(np.uint64) * np.uint64(EVERYBODY // number)
+        kept = np.flatnonzero((hashes[entity] < EVERYBODY // 20) | is_popular)
+        kept = kept[np.argsort(hashes[entity[kept]], kind="stable")]
+        part = replace(
+            whole,
+            entity=hashes[entity[kept]],
+            begun=whole.begun[kept],
+            ended=whole.ended[kept],
+            accesses=whole.accesses[kept],
+            popular=is_popular[kept],
+            rate=0.05,
+            popular_totals={one: int((is_popular & (day == one)).sum()) for one in set(day.tolist())},
+        )
+        for ranking in (Ranking.HOTTEST, Ranking.LATEST):
+            found, true = (rank_curve(sample, policy, ranking, float(number)) for sample in (part, whole))
+            assert found is not None
+            assert true is not None
+            errors.append([found.at(count).value - true.at(count).value for count in (200, 2_000, 8_000, 14_000)])
+    assert np.abs(np.mean(errors, axis=0)).max() < 0.008
+
+
 def test_a_sample_without_misses_still_has_a_bound() -> None:
     found = hit_rate(sample_of([(0, 5), (0, 6), (1, 7)], rate=0.001), Policy(60, DAY_S, DAY_S / 2))
     assert (found.value, found.low, found.high) == pytest.approx((1.0, 0.0, 1.0))
