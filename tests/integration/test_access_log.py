@@ -275,15 +275,16 @@ async def test_a_large_flush_lets_requests_go_first(
         pieces_ms.append(1000 * (time.thread_time() - began))
 
     largest = []
-    for ids in asked:  # the first flush opens the day, and imports
+    for ids in asked:
         recorder.record_asked("delay", ids)
         with monkeypatch.context() as patch:
             patch.setattr(asyncio.Handle, "_run", timed)
             pieces_ms.clear()
             await asyncio.create_task(recorder.flush())
         largest.append(max(pieces_ms))
-    # about 1 ms on a machine of its own; 20 in one piece
-    assert min(largest) < 4
+    # about 1 ms on a machine of its own; the first flush also opens connections and the day
+    assert largest[0] < 100
+    assert min(largest[1:]) < 4
 
 
 async def test_who_is_in_the_sample_does_not_depend_on_the_process(
