@@ -5,6 +5,8 @@ is answered and stored at once. The misses of popular entities are all known; th
 entities, and all other accesses are hits. The sample's accesses, scaled up in the same way, are a few too many or too
 few; their true number is known, and the misses are corrected by what such a difference means for them (a regression
 estimator; SHARDS-adj is the same correction without the regression).
+The bounds come from the residuals of that regression, each as it would be if its entity had not been looked at (a
+jackknife): so one hot entity in the sample cannot hide how much it matters.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,16 +26,25 @@ from inference.monitoring.asked_filters import DAY_S
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
+Numbers = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
 #: normal distribution: 95 % lie within so many standard deviations
 _CONFIDENCE = 1.96
 #: standard error of the number of entities (HyperLogLog)
 _COUNT_ERROR = 0.0081
-#: a visit of more accesses counts as random, one of fewer as evenly spaced
-_MANY = 16
+#: of a visit with more accesses, only the first and the last time are known
+_KNOWN = 2
+#: of accesses with unknown times, the share that may be misses or hits by mistake; half of that was measured
+_UNSURE = 0.01
+#: the fractions of its multiples are spread evenly
+_GOLDEN = (5**0.5 - 1) / 2
+#: a cutoff's effect is measured on this share of all entities, to both sides of it
+_NEAR = 0.05
 #: a page asks for the same points every few seconds; they are of a handful of samples
 _REMEMBERED = 256
+#: fewer entities in a sample say nothing about all others
+_LEAST = 2
 #: a rounding error must not move an access over the edge of a ttl
 _EPSILON = 1e-9
 
@@ -164,56 +176,109 @@ def _misses_in_chains(visits: _Visits, ttl_s: float) -> Integers:
     times = visits.begun.min()
     begun, ended, gap = visits.begun - times, visits.ended - times, visits.gap
     step = np.floor(ttl_s / gap + _EPSILON).astype(np.int64) + 1
-    # many accesses that became one visit were not so even: after a ttl, the next one came a gap later on average
-    cycle = np.where(visits.accesses > _MANY, ttl_s + gap, step * gap)
+    # accesses that became one visit came at random: after a ttl, the next one came a gap later on average
+    random = visits.accesses > _KNOWN
+    cycle, late = np.where(random, ttl_s + gap, step * gap), np.where(random, gap, 0.0)
+    # a part of a cycle is one or none, so that many visits have the right sum; hardly if gaps are short beside the ttl
+    rounding = visits.visit * _GOLDEN % 1 * np.minimum(2 * gap / cycle, 1)
     span = float(ended.max()) + ttl_s + 1
     ends = visits.chain * span + ended
     first = np.flatnonzero(np.append(True, np.diff(visits.chain) != 0))
     after = np.append(first[1:], len(found))
     at, fresh_until = first, np.full(len(first), -1.0)
     while len(at):
-        stale = np.floor((fresh_until - begun[at]) / gap[at] + _EPSILON).astype(np.int64) + 1
-        stale = np.clip(stale, 0, visits.accesses[at] - 1)
-        computed = begun[at] + stale * gap[at]
-        more = np.floor((ended[at] - computed) / cycle[at] + _EPSILON).astype(np.int64)
+        stale = np.where(fresh_until < begun[at], begun[at], np.minimum(fresh_until + late[at], ended[at]))
+        computed = np.where(random[at] | (stale == begun[at]), stale, ended[at])
+        left = ended[at] - computed
+        cycles = left / cycle[at]
+        # of random accesses, the last one at least is a miss if the rest is longer than a ttl
+        cycles = np.where(random[at], np.maximum(cycles + rounding[at], left > ttl_s), cycles)
+        more = np.floor(cycles + _EPSILON).astype(np.int64)
         found[at] += more + 1
-        fresh_until = computed + more * cycle[at] + ttl_s
+        fresh_until = np.minimum(computed + more * cycle[at], ended[at]) + ttl_s
         at = np.maximum(np.searchsorted(ends, visits.chain[at] * span + fresh_until + _EPSILON, "right"), at + 1)
         going = at < after
         at, after, fresh_until = at[going], after[going], fresh_until[going]
     return found
 
 
-def _estimate(sample: AccessSample, missed: Integers, days: Sequence[int]) -> HitRate:
-    """Return the hit rate of some days by the misses of each visit in them."""
-    within = ~sample.popular
+def _estimate(sample: AccessSample, missed: Integers, days: Sequence[int], moved: Numbers | None = None) -> HitRate:
+    """Return the hit rate of some days by the misses of each visit in them.
+
+    `moved`: of each visit, by how much its entity moves the cutoff of a ranking, in misses.
+    """
+    counted = ~sample.popular
     if len(days) < len(sample.totals):
-        within &= sample.begun >= min(days, default=0) * DAY_S
+        counted = counted & (sample.begun >= min(days, default=0) * DAY_S)
     total = sum(sample.totals[day] for day in days)
     rest = total - sum(sample.popular_totals.get(day, 0) for day in days)
-    # every entity of the sample counts, also one without an access on these days
-    entity = _numbered(np.diff(sample.entity[~sample.popular]) != 0, int(np.count_nonzero(~sample.popular)))
-    of_each = np.where(within, missed, 0)[~sample.popular], np.where(within, sample.accesses, 0)[~sample.popular]
+    # every entity of the sample counts, also one without an access on these days, or one that was always popular
+    under = sample.under_threshold
+    entity = _numbered(np.diff(sample.entity[under]) != 0, int(np.count_nonzero(under)))
     count, part = int(entity[-1]) + 1 if len(entity) else 0, 1 - sample.rate
     known = float(missed[sample.popular].sum())
-    if not total or (part and count < 2):
+    unsure = _UNSURE * _joined(sample, min(days, default=0) * DAY_S) / max(total, 1)
+    if not total or (part and count < _LEAST):
         return HitRate(0.0, 0.0, 1.0)
-    of_entity, accesses = (np.bincount(entity, each, max(count, 1)) for each in of_each)
+    of_entity, accesses = (
+        np.bincount(entity, np.where(counted, each, 0)[under], max(count, 1)) for each in (missed, sample.accesses)
+    )
     if not part:
         value = 1 - (known + float(of_entity.sum())) / total
-        return HitRate(value, value, value)
-    variance = float(accesses.var(ddof=1))
-    slope = float(np.cov(of_entity, accesses)[0, 1]) / variance if variance else 0.0
-    slope = min(max(slope, 0.0), 1.0)  # an access more is at most one miss more
-    corrected = of_entity - slope * accesses
-    scaled = sample.distinct * float(corrected.mean())
-    # the count of entities is not exact, and of a sample without misses nobody knows more than the rule of three
-    least = 0 if of_entity.any() else 3 / _CONFIDENCE / count
-    spread = math.hypot(math.sqrt(part / count) * float(corrected.std(ddof=1)), least)
-    deviation = math.hypot(sample.distinct * spread, _COUNT_ERROR * scaled) / total
-    value = 1 - (known + scaled + slope * rest) / total
-    bounds = (value, value - _CONFIDENCE * deviation, value + _CONFIDENCE * deviation)
-    return HitRate(*(min(max(each, 0.0), 1.0) for each in bounds))
+        return _within(value, unsure)
+    slope, weight = _slope(accesses, of_entity)
+    scaled = sample.distinct * float((of_entity - slope * accesses).mean())
+    of_cutoff = 0.0 if moved is None else moved[under][np.searchsorted(entity, np.arange(count))]
+    residual = of_entity - slope * accesses + of_cutoff
+    residual = (residual - residual.mean()) / (1 - weight)
+    # the count of entities is not exact, and without a miss or a hit nobody knows more than the rule of three
+    least = 0 if of_entity.any() and (of_entity != accesses).any() else 3 / count
+    spread = math.hypot(_spread(residual) * math.sqrt(part), least)
+    deviation = math.hypot(sample.distinct * spread, _CONFIDENCE * _COUNT_ERROR * scaled) / total
+    # more accesses are missing than chance explains: they are of hot entities, and not even the sample's hottest say
+    # how many of them are misses; at most as many as of others, at least none
+    missing = rest - sample.distinct * (float(accesses.mean()) + _spread(accesses - accesses.mean()) * math.sqrt(part))
+    of_hot = slope * max(missing, 0.0) / 2
+    value = 1 - (known + scaled + slope * rest - of_hot) / total
+    return _within(value, math.hypot(deviation, unsure) + of_hot / total)
+
+
+def _within(value: float, deviation: float) -> HitRate:
+    return HitRate(*(min(max(each, 0.0), 1.0) for each in (value, value - deviation, value + deviation)))
+
+
+def _joined(sample: AccessSample, since: float) -> float:
+    """Return how many accesses since an instant are in visits whose times are not all known."""
+    unknown = (sample.accesses > _KNOWN) & (sample.ended > sample.begun) & (sample.begun >= since)
+    accesses = sample.accesses[unknown] - _KNOWN
+    return float((accesses / np.where(sample.popular[unknown], 1.0, sample.rate)).sum())
+
+
+def _spread(residuals: Numbers) -> float:
+    """Return how far the mean of residuals is from the true one with 95 %.
+
+    A few large residuals say little about their variance: it has as many degrees of freedom as its own error tells
+    (Satterthwaite), and the bounds are those of Student's distribution (Cornish and Fisher's first terms).
+    """
+    squares = residuals**2
+    variance = float(squares.mean())
+    if not variance:
+        return 0.0
+    freedom = max(2 * len(squares) / max(float((squares**2).mean()) / variance**2 - 1, _EPSILON), _LEAST)
+    quantile = _CONFIDENCE + 2.37 / freedom + 2.82 / freedom**2
+    return quantile * math.sqrt(variance / len(squares))
+
+
+def _slope(accesses: Numbers, missed: Numbers) -> tuple[float, Floats]:
+    """Return how many misses an access more means, and the weight of each entity in its own estimate (leverage)."""
+    away = accesses - accesses.mean()
+    squares = float((away**2).sum())
+    if not squares:
+        return 0.0, np.full(len(away), 1 / len(away))
+    # an access more is at most one miss more; a single heavy entity weighs at most nine tenths
+    return min(max(float((away * missed).sum()) / squares, 0.0), 1.0), np.minimum(
+        1 / len(away) + away**2 / squares, 0.9
+    )
 
 
 # --- which entities are precomputed ---
@@ -240,7 +305,12 @@ class RankCurve:
 
     def at(self, entities: float) -> HitRate:
         """Return the hit rate if so many entities are precomputed, of all there are."""
-        return _estimate(self.sample, np.where(self.place < entities, self.left, self.missed), self.predicted)
+        first = self.place < entities
+        # one more of the first entities in the sample pushes another one over the edge: this many misses more
+        near = abs(self.place - entities) < _NEAR * self.most
+        gained = (self.missed - self.left)[near] * np.where(self.sample.popular[near], 1.0, 1 / self.sample.rate)
+        a_place = float(gained.sum()) / (min(entities, _NEAR * self.most) + _NEAR * self.most)
+        return _estimate(self.sample, np.where(first, self.left, self.missed), self.predicted, first * a_place)
 
     def entities_for(self, wanted: float) -> float | None:
         """Return how many entities have to be precomputed for a hit rate; None: more than are known."""
@@ -268,24 +338,56 @@ def rank_curve(
     if len(numbers) < 2:
         return None
     predicted = numbers[-max(len(numbers) // 3, 1) :]
-    day, entity, count = (sample.begun // DAY_S).astype(np.int64), _entities(sample), sample.entities
-    late = day >= predicted[0]
-    accesses, newest = np.bincount(entity[~late], sample.accesses[~late], count), np.full(count, -np.inf)
-    np.maximum.at(newest, entity[~late], sample.ended[~late])
-    days = np.bincount(np.unique(entity[~late] * 2**20 + day[~late]) // 2**20, minlength=count)
+    late = sample.begun >= predicted[0] * DAY_S
+    accesses, newest, days = _before(sample, numbers[: numbers.index(predicted[0])])
     last = np.where(days > 0, predicted[0] - 1 - np.where(days > 0, newest, 0) // DAY_S, -1).astype(np.int64)
     keys = {
         Ranking.HOTTEST: (newest, accesses),
         Ranking.LATEST: (accesses, newest),
         Ranking.DAYS: (-last, days),
     }[ranking]
-    order = np.lexsort(keys)[::-1]
-    stands_for = np.where(np.bincount(entity, sample.popular, count) > 0, 1.0, 1 / max(sample.rate, _EPSILON))
-    place = np.empty(count)
-    place[order] = np.cumsum(stands_for[order]) - stands_for[order]
     # nobody can rank who was never asked for: they are spread among all others that were not
-    ranked, unranked = float(stands_for[days > 0].sum()), np.flatnonzero(days == 0)
-    most = max(entities or 0.0, ranked + float(stands_for[unranked].sum()))
-    place[unranked] = ranked + (most - ranked) * np.arange(len(unranked)) / max(len(unranked), 1)
+    entity, known = _entities(sample), int(np.count_nonzero(days))
+    order = np.concatenate([np.lexsort(keys)[::-1][:known], _scattered(np.flatnonzero(days == 0))])
+    stands_for = _stand_for(sample)[order]
+    ranked = float(stands_for[:known].sum())
+    most = max(entities or 0.0, float(stands_for.sum()))
+    stands_for[known:] *= (most - ranked) / max(float(stands_for[known:].sum()), _EPSILON)
+    place = np.empty(len(order))
+    place[order] = np.cumsum(stands_for) - stands_for
     missed, left = (np.where(late, each, 0) for each in (misses(sample, policy, ~late & late), misses(sample, policy)))
     return RankCurve(sample, predicted, most, place[entity], days[entity], last[entity], np.maximum(missed, left), left)
+
+
+def _before(sample: AccessSample, early: Sequence[int]) -> tuple[Floats, Floats, Integers]:
+    """Return each entity's accesses on the early days, the time of its latest one (-inf: none), and days with any.
+
+    Of an entity that is logged only while it is popular, other days are unknown: they count as its average day.
+    """
+    day, entity, count = (sample.begun // DAY_S).astype(np.int64), _entities(sample), sample.entities
+    seen = np.unique(entity * 2**20 + day)
+    is_early = day <= early[-1]
+    accesses, newest = np.bincount(entity[is_early], sample.accesses[is_early], count), np.full(count, -np.inf)
+    np.maximum.at(newest, entity[is_early], sample.ended[is_early])
+    days = np.bincount(seen[seen % 2**20 <= early[-1]] // 2**20, minlength=count)
+    partly = np.ones(count, np.bool_)
+    partly[entity[sample.under_threshold]] = False
+    average = np.bincount(entity, sample.accesses, count) / np.bincount(seen // 2**20, minlength=count)
+    missing = np.where(partly, len(early) - days, 0)
+    ends = (early[-1] + 1.0) * DAY_S
+    newest = np.where(missing > 0, np.maximum(newest, ends - DAY_S / (average + 1)), newest)
+    return accesses + missing * average, newest, days + missing
+
+
+def _stand_for(sample: AccessSample) -> Floats:
+    """Return how many entities each one of the sample stands for: one that was popular stands for itself."""
+    entity, count = _entities(sample), sample.entities
+    was_popular = np.bincount(entity, sample.popular, count) > 0
+    others = count - int(was_popular.sum())
+    each = max(sample.distinct - (count - others), others) / max(others, 1)
+    return np.where(was_popular, 1.0, each)
+
+
+def _scattered(entities: Integers) -> Integers:
+    """Return the entities in an order that is always the same, and has nothing to do with their hashes."""
+    return np.random.default_rng(len(entities)).permutation(entities)

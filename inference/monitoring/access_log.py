@@ -43,8 +43,8 @@ DISTINCT_KEPT_S = 8 * DAY_S
 _COUNTED_AT_ONCE = 10
 #: entities among which the popular ones are found, and the chance that a flush forgets the others
 _MOST_COUNTED, _TRIMMED = 2_000, 1 / 60
-#: hashing 1 000 ids, or packing 200, holds the event loop for less than a millisecond
-_HASHED_AT_ONCE, _SENT_AT_ONCE = 1_000, 200
+#: hashing 2 000 ids, or packing 400, holds the event loop for less than a millisecond
+_HASHED_AT_ONCE, _SENT_AT_ONCE = 2_000, 400
 
 
 @dataclass
@@ -67,6 +67,27 @@ class _Day:
         return found
 
 
+@dataclass
+class _New:
+    """Entities that have to be sent, with their hashes."""
+
+    ids: list[str] = field(default_factory=list)
+    hashes: Words = field(default_factory=lambda: np.zeros(0, np.uint64))
+
+    def add(self, ids: Sequence[str], hashes: Words, sent: Filter) -> None:
+        """Add those that were not sent today, each once."""
+        distinct, first = np.unique(hashes, return_index=True)
+        new = ~sent.contains(distinct)
+        self.hashes = np.concatenate([self.hashes, distinct[new]])
+        self.ids += [ids[i] for i in first[new].tolist()]
+
+    def take(self) -> tuple[list[str], Words]:
+        """Take out as many as are sent at once."""
+        ids, hashes = self.ids[:_SENT_AT_ONCE], self.hashes[:_SENT_AT_ONCE]
+        self.ids, self.hashes = self.ids[_SENT_AT_ONCE:], self.hashes[_SENT_AT_ONCE:]
+        return ids, hashes
+
+
 class AccessLog:
     """Writes accesses to Redis. `models`: their settings; others have the defaults."""
 
@@ -85,9 +106,10 @@ class AccessLog:
         self._days: dict[str, _Day] = {}
         self._rng = np.random.default_rng()
 
-    async def write(self, accesses: Mapping[str, Sequence[str]]) -> None:
+    async def write(self, accesses: Mapping[str, list[str]]) -> None:
         """Write the accesses of this second: model → the ids of its entities, as often as they were asked for.
 
+        Empties the lists: to free tens of thousands of ids at once would hold the event loop.
         If Redis does not answer, drops them and logs the loss.
         """
         left = sum(map(len, accesses.values()))
@@ -95,9 +117,10 @@ class AccessLog:
             if left:
                 await self._renew_key()
             for model, ids in accesses.items():
+                count = len(ids)
                 if ids:
                     await self._write_model(model, ids)
-                left -= len(ids)
+                left -= count
         except StoreUnavailable as error:
             log.warning("hits.entities_dropped", count=left, error=error.message)
 
@@ -109,22 +132,27 @@ class AccessLog:
             self._key = key
             self._days.clear()
 
-    async def _write_model(self, model: str, ids: Sequence[str]) -> None:
-        settings, now = self._settings.get(model) or AccessLogSettings(), self._clock()
+    async def _write_model(self, model: str, ids: list[str]) -> None:
+        count, settings, now = len(ids), self._settings.get(model) or AccessLogSettings(), self._clock()
         day = await self._day(model, settings, now)
-        sampled, popular = [], []
-        for start in range(0, len(ids), _HASHED_AT_ONCE):
-            part = ids[start : start + _HASHED_AT_ONCE]
+        sampled, popular, new = [], [], _New()
+        while ids:
+            part = ids[-_HASHED_AT_ONCE:]
+            del ids[-_HASHED_AT_ONCE:]
             hashes = id_hashes(part, self._key)
             is_popular = day.is_popular(hashes)
             sampled.append(visits_at(hashes[~is_popular], now, day.threshold))
             popular.append(visits_at(hashes[is_popular], now, EVERYBODY))
-            await self._send_new(model, settings, day, part, hashes)
             await asyncio.sleep(0)  # requests first
+            new.add(part, hashes, day.sent)
+            await asyncio.sleep(0)
+            while len(new.ids) >= _SENT_AT_ONCE or (new.ids and not ids):
+                await self._send_part(model, settings, day, *new.take())
         if settings.enabled:
             await self._count_some(model, day, hashes)
-            parts = merged(np.concatenate(sampled)), merged(np.concatenate(popular))
-            await self._send_visits(model, settings, day, len(ids), *parts)
+            # in a thread, because sorting tens of thousands of visits takes milliseconds; it lets other threads run
+            parts = [await asyncio.to_thread(merged, np.concatenate(visits)) for visits in (sampled, popular)]
+            await self._send_visits(model, settings, day, count, *parts)
 
     async def _count_some(self, model: str, day: _Day, hashes: Words) -> None:
         """Count some accesses by their entities, to find the popular ones."""
@@ -137,17 +165,6 @@ class AccessLog:
             pipeline.zremrangebyrank(name, 0, -_MOST_COUNTED - 1)
         pipeline.expire(name, 2 * DAY_S)
         await pipeline.execute()
-
-    async def _send_new(
-        self, model: str, settings: AccessLogSettings, day: _Day, ids: Sequence[str], hashes: Words
-    ) -> None:
-        """Send the entities that this process has not sent today."""
-        distinct, first = np.unique(hashes, return_index=True)
-        new = ~day.sent.contains(distinct)
-        distinct, first = distinct[new], first[new]
-        for start in range(0, len(distinct), _SENT_AT_ONCE):
-            part = slice(start, start + _SENT_AT_ONCE)
-            await self._send_part(model, settings, day, [ids[i] for i in first[part].tolist()], distinct[part])
 
     async def _send_part(
         self, model: str, settings: AccessLogSettings, day: _Day, ids: list[str], hashes: Words
@@ -201,7 +218,7 @@ class AccessLog:
         """Make a day's visits fewer; `limit`: the field of the day that says how."""
         # in this order: if another process cuts them meanwhile, the counter is old, and the script does nothing
         (cuts, value), stored = await self._client.exchange([("HMGET", about, counter, limit), ("GET", name)])
-        kept, changed = fewer(np.frombuffer(stored, VISITS), int(value))
+        kept, changed = await asyncio.to_thread(fewer, np.frombuffer(stored, VISITS), int(value))
         arguments: list[Any] = [
             counter,
             cuts or b"0",

@@ -149,6 +149,11 @@ class AccessSample:
         return sum(self.totals.values())
 
     @property
+    def under_threshold(self) -> npt.NDArray[np.bool_]:
+        """Tell of each visit whether its entity is one of the `rate` of all: the sample has all of its accesses."""
+        return self.entity < np.uint64(round(self.rate * EVERYBODY))
+
+    @property
     def hours(self) -> float:
         """How long the sample covers; 0 if nothing was logged."""
         return max(self.until - self.since, 0.0) / 3600 if self.totals else 0.0
@@ -210,7 +215,7 @@ class AccessSample:
         popular = np.repeat([is_popular for _, _, is_popular in parts], lengths).astype(np.bool_)
         entity = visits["begun"] >> np.uint64(16)
         order = np.lexsort((begun, entity))
-        rate, sampled = threshold / EVERYBODY, len(np.unique(entity[~popular]))
+        rate, sampled = threshold / EVERYBODY, len(np.unique(entity[entity < threshold]))
         if rate == 1 or distinct is None or abs(distinct * rate - sampled) > _ODD * (sampled + 1) ** 0.5:
             distinct = len(np.unique(entity)) if rate == 1 else sampled / rate if rate else 0
         return cls(

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -36,3 +39,13 @@ def test_a_hash_depends_on_the_id_and_the_key_alone(ids: list[str], skipped: int
     assert id_hashes(pa.array(ids, pa.string())[skipped:], KEY).tolist() == expected[skipped:]
     assert id_hashes(pa.chunked_array([ids[:3], ids[3:]], pa.large_string()), KEY).tolist() == expected
     assert not ids or id_hashes(ids, bytes(16)).tolist() != expected
+
+
+def test_hashing_a_list_imports_no_pandas() -> None:
+    code = """
+import sys
+from inference.monitoring.id_hashes import id_hashes
+id_hashes(["entity_1"], bytes(16))
+sys.exit("pandas" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

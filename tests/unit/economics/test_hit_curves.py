@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.economics.hit_curves import Policy, Ranking, hit_rate, misses, rank_curve
-from inference.monitoring.access_sample import AccessSample
+from inference.monitoring.access_sample import EVERYBODY, AccessSample
 from inference.monitoring.asked_filters import DAY_S
 
 FIRST_DAY = 20_000
@@ -85,24 +85,34 @@ def test_a_larger_ttl_never_lowers_the_hit_rate(
     assert batch == sorted(batch)
 
 
-def test_accesses_that_became_one_visit_are_evenly_spaced() -> None:
-    at, end = START + 100.0, START + 1000.0
-    visit = AccessSample(
-        np.zeros(1, np.uint64),
-        np.array([at]),
-        np.array([end]),
-        np.array([16]),
-        np.zeros(1, np.bool_),
-        1.0,
-        {FIRST_DAY: 16},
-        {},
-        1,
-        START,
-        end,
+def visits_of(made: Accesses) -> AccessSample:
+    """Return the sample with one visit for each entity."""
+    whole = sample_of(made)
+    first = np.flatnonzero(np.append(True, np.diff(whole.entity.astype(int)) != 0))
+    after = np.append(first[1:], len(whole.entity))
+    return replace(
+        whole,
+        entity=whole.entity[first],
+        begun=whole.begun[first],
+        ended=whole.begun[after - 1],
+        accesses=after - first,
+        popular=whole.popular[first],
     )
-    each = sample_of([(0, second) for second in range(100, 1001, 60)])
-    for policy in (Policy(45), Policy(150), Policy(2000), Policy(70, 200, 300, 25, START), Policy(45, 20, 300, 25)):
-        assert misses(visit, policy).sum() == misses(each, policy).sum()
+
+
+def test_accesses_that_became_one_visit_come_at_random_times() -> None:
+    rng = np.random.default_rng(2)
+    for size in (3, 5, 12, 80):
+        made = [
+            (entity, int(second))
+            for entity in range(400)
+            for second in np.append(rng.integers(3600, 5 * 3600, size - 2), (3599, 5 * 3600))
+        ]
+        for policy in (Policy(60), Policy(900), Policy(7000), Policy(600, 3600, 6 * 3600, 25, START)):
+            true = hit_rate(sample_of(made), policy).value
+            found = hit_rate(visits_of(made), policy)
+            assert found.value == pytest.approx(true, abs=0.04)
+            assert found.low < found.value < found.high or size == 3 or found.value == true
 
 
 def test_the_bounds_hold_for_nearly_all_samples() -> None:
@@ -118,12 +128,14 @@ def test_the_bounds_hold_for_nearly_all_samples() -> None:
     counts = np.bincount(whole.entity.astype(int), minlength=3_000)
     for _ in range(100):
         popular = np.argsort(-counts)[: rng.integers(20, 60)]
-        kept = np.isin(whole.entity, np.flatnonzero(rng.random(3_000) < 0.1)) | np.isin(whole.entity, popular)
-        is_popular = np.isin(whole.entity, popular)
+        hashes = rng.permutation(3_000).astype(np.uint64) * np.uint64(EVERYBODY // 3_000)
+        is_popular, hashed = np.isin(whole.entity, popular), hashes[whole.entity.astype(int)]
+        kept = np.flatnonzero((hashed < EVERYBODY // 10) | is_popular)
+        kept = kept[np.argsort(hashed[kept], kind="stable")]
         days = np.unique((whole.begun[is_popular] // DAY_S).astype(int), return_counts=True)
         part = replace(
             whole,
-            entity=whole.entity[kept],
+            entity=hashed[kept],
             begun=whole.begun[kept],
             ended=whole.ended[kept],
             accesses=whole.accesses[kept],
@@ -134,6 +146,45 @@ def test_the_bounds_hold_for_nearly_all_samples() -> None:
         found = hit_rate(part, policy)
         within += found.low <= truth.value <= found.high
     assert within >= 88
+
+
+def test_a_sample_ranks_entities_as_all_accesses_do() -> None:
+    rng, number = np.random.default_rng(6), 20_000
+    chances = np.cumsum(np.arange(1, number + 1) ** -1.2)
+    made = [
+        (int(entity), int(at))
+        for entity, at in zip(
+            np.searchsorted(chances, rng.random(40_000) * chances[-1]), rng.integers(0, 3 * DAY_S, 40_000), strict=True
+        )
+    ]
+    whole = sample_of(made)
+    day, entity = (whole.begun // DAY_S).astype(int), whole.entity.astype(int)
+    # entities are popular on a day by the day before, so that of most of them only some days are known
+    is_popular = np.zeros(len(day), np.bool_)
+    for one in (FIRST_DAY + 1, FIRST_DAY + 2):
+        before = np.bincount(entity[day == one - 1], minlength=number)
+        is_popular |= (day == one) & np.isin(entity, np.argsort(-before, kind="stable")[:150])
+    policy, errors = Policy(1800, 2 * DAY_S, DAY_S), []
+    for _ in range(12):
+        hashes = rng.permutation(number).astype(np.uint64) * np.uint64(EVERYBODY // number)
+        kept = np.flatnonzero((hashes[entity] < EVERYBODY // 20) | is_popular)
+        kept = kept[np.argsort(hashes[entity[kept]], kind="stable")]
+        part = replace(
+            whole,
+            entity=hashes[entity[kept]],
+            begun=whole.begun[kept],
+            ended=whole.ended[kept],
+            accesses=whole.accesses[kept],
+            popular=is_popular[kept],
+            rate=0.05,
+            popular_totals={one: int((is_popular & (day == one)).sum()) for one in set(day.tolist())},
+        )
+        for ranking in (Ranking.HOTTEST, Ranking.LATEST):
+            found, true = (rank_curve(sample, policy, ranking, float(number)) for sample in (part, whole))
+            assert found is not None
+            assert true is not None
+            errors.append([found.at(count).value - true.at(count).value for count in (200, 2_000, 8_000, 14_000)])
+    assert np.abs(np.mean(errors, axis=0)).max() < 0.008
 
 
 def test_a_sample_without_misses_still_has_a_bound() -> None:
