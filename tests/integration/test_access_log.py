@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from inference.economics.hit_curves import Policy, hit_rate
+from inference.monitoring import access_log
 from inference.monitoring.access_sample import AccessSample, day_bytes
 from inference.monitoring.asked_filters import (
     DAY_S,
@@ -264,27 +264,28 @@ async def test_the_sample_of_all_processes_has_a_fixed_size_and_predicts_their_h
 async def test_a_large_flush_lets_requests_go_first(
     client: AsyncClient, redis_client: Client, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorder, rng = HitRecorder(client, KEYS, clock, models()), np.random.default_rng(4)
-    asked = [ids_of(*rng.integers(0, 200_000, MOST_ASKED).tolist()) for _ in range(3)]
-    pieces_ms: list[float] = []
-    run = asyncio.Handle._run
+    recorder, turn = HitRecorder(client, KEYS, clock, models()), 0
+    hashed: list[tuple[int, int]] = []
 
-    def timed(handle: asyncio.Handle) -> None:
-        began = time.thread_time()  # what other processes take does not count
-        run(handle)
-        pieces_ms.append(1000 * (time.thread_time() - began))
+    def noted(ids: Any, key: bytes) -> Any:
+        hashed.append((turn, len(ids)))
+        return id_hashes(ids, key)
 
-    largest = []
-    for ids in asked:
-        recorder.record_asked("delay", ids)
-        with monkeypatch.context() as patch:
-            patch.setattr(asyncio.Handle, "_run", timed)
-            pieces_ms.clear()
-            await asyncio.create_task(recorder.flush())
-        largest.append(max(pieces_ms))
-    # about 1 ms on a machine of its own; the first flush also opens connections and the day
-    assert largest[0] < 100
-    assert min(largest[1:]) < 4
+    async def requests() -> None:
+        nonlocal turn
+        while True:
+            await asyncio.sleep(0)
+            turn += 1
+
+    monkeypatch.setattr(access_log, "id_hashes", noted)
+    recorder.record_asked("delay", ids_of(*range(MOST_ASKED)))
+    others = asyncio.create_task(requests())
+    await recorder.flush()
+    others.cancel()
+    turns, sizes = zip(*hashed, strict=True)
+    assert sum(sizes) == MOST_ASKED
+    assert max(sizes) <= 2_000
+    assert len(set(turns)) == len(turns)
 
 
 async def test_who_is_in_the_sample_does_not_depend_on_the_process(
