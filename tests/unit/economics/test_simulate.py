@@ -57,9 +57,9 @@ def test_policies_are_compared_with_todays_settings_and_with_each_other(tmp_path
     told = simulate(
         tmp_path, "--zipf", "1.0", "--entities", "2000", "--requests", "50000", "--days", "4", "--instance-rps", "0.05",
         "--policy", "name=none every=never", "--policy", "name=some share=0.2", "--policy", "name=late failed_runs=2",
-        "--policy", "name=few every=never workers=1", "--at-entities", "2e6",
+        "--at-entities", "2e6",
     )  # fmt: skip
-    today, none, some, late, few = told["policies"]
+    today, none, some, late = told["policies"]
     assert today["name"] == "today (delay)"
     assert (today["policy"]["ttl"], today["policy"]["every"]) == (26 * 3600, "24h")
     assert today["hit_rate"] == 1
@@ -69,14 +69,21 @@ def test_policies_are_compared_with_todays_settings_and_with_each_other(tmp_path
     # a run fails: for the hours until the next one, the real-time workers answer
     assert (late["runs"]["failed"], late["hit_rate"] < 1) == (1, True)
     assert late["workers"]["needed"] > today["workers"]["needed"]
-    # one worker computes at most one answer in 20 seconds
-    assert (few["workers"]["paid"], few["outcomes"]["shed"] > 0) == (1, True)
-    assert 0.5 < few["outcomes"]["computed"] / (4 * 86_400 / 20) <= 1.001
     assert all(sum(each["outcomes"].values()) == each["requests"] == 50_000 for each in told["policies"])
     costs = today["cost_per_day"]
     assert costs["total"] == pytest.approx(costs["runs"] + costs["redis"] + costs["files"] + costs["realtime"])
     assert some["at_entities"]["redis_bytes"] < 0.5 * today["at_entities"]["redis_bytes"] == 0.5 * 2e6 * 27 * 3
     assert today["at_entities"]["run_s"] == 200
+
+
+def test_one_worker_computes_what_it_can(tmp_path: Path) -> None:
+    told = simulate(
+        tmp_path, "--zipf", "1.0", "--entities", "2000", "--requests", "10000", "--days", "1",
+        "--instance-rps", "0.05", "--policy", "every=never workers=1",
+    )  # fmt: skip
+    [few] = told["policies"]
+    assert (few["workers"]["paid"], few["outcomes"]["shed"] > 0) == (1, True)
+    assert 0.5 < few["outcomes"]["computed"] / (86_400 / 20) <= 1.001
 
 
 def test_what_is_printed_for_people(tmp_path: Path) -> None:
