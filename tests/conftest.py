@@ -25,8 +25,18 @@ hypothesis.settings.load_profile("forecache")
 structlog.configure(
     processors=[structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)]
 )
+_LOGGING = structlog.get_config()
 # each `httpx.get` reads all certificates that this machine trusts, which takes 25 ms: once is enough
 httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
+
+
+@pytest.fixture(autouse=True)
+def _logging_stays() -> Iterator[None]:
+    """Fail a test that configures logging in the tests' process: later tests would find no log line."""
+    yield
+    changed = structlog.get_config() != _LOGGING
+    structlog.configure(**_LOGGING)
+    assert not changed, "the test configured logging for all later tests"
 
 
 @pytest.fixture(scope="session")

@@ -113,6 +113,8 @@ def _no_redis(settings: Settings, cause: BaseException | None) -> str:
         return f"Redis at {place_of(settings.cache_url)} refuses to do it: {cause}"
     if settings.redis.url is None:
         return "no Redis: [redis] url is not set, and no `forecache up` runs in this folder"
+    if settings.redis.cache_url is None:
+        return f"[redis] url is set and cache_url is not: set it too, nothing answers at {place_of(settings.cache_url)}"
     return f"Redis at {place_of(settings.cache_url)} does not answer: start it, or `forecache up`"
 
 

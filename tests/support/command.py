@@ -14,13 +14,17 @@ from app.cli import main
 
 
 def forecache_here(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in a folder. Only for commands that configure no logging: that of all tests would change."""
+    """Run a command in a folder. Only for commands that open no deployment: `run_cli` runs those.
+
+    They configure logging, which would stay so for all later tests.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FORECACHE_")}
     out, err, code = io.StringIO(), io.StringIO(), 0
     with (
         contextlib.chdir(folder),
         mock.patch.object(sys, "argv", ["forecache", *arguments]),
         mock.patch.dict(os.environ, kept, clear=True),
+        mock.patch("inference.logs.configure_logging", side_effect=AssertionError("run this command by run_cli")),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):

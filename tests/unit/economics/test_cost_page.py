@@ -12,6 +12,7 @@ import pytest
 from app.cli.cost import cost
 from inference.economics.rules import FACTS, RULES
 from tests.support.command import forecache_here
+from tests.support.redis_server import RedisServer
 from tests.support.stack import run_cli
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "cost.md").read_text()
@@ -19,20 +20,24 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) fo
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_of_the_page_does_what_it_says(command: str, tmp_path: Path) -> None:
+def test_every_command_of_the_page_does_what_it_says(command: str, tmp_path: Path, redis_server: RedisServer) -> None:
     words = shlex.split(command)
     assert words[0] == "forecache"
     if "--picture" in words:
         pytest.importorskip("matplotlib")
-    if words[1] == "advise":
-        (tmp_path / "forecache.toml").write_text('[models.delay]\npath = "m"\nfeatures = "t.parquet"\n')
-    run = run_cli if words[1] == "advise" else forecache_here
+    reads_deployment = words[1] in ("advise", "curves")
+    if reads_deployment:
+        redis = f'[redis]\nurl = "{redis_server.url()}"\ncache_url = "{redis_server.url(1)}"\n'
+        (tmp_path / "forecache.toml").write_text(f'{redis}[models.delay]\npath = "m"\nfeatures = "t.parquet"\n')
+    run = run_cli if reads_deployment else forecache_here
     done = run(tmp_path, *words[1:])
     assert done.returncode == 0, done.stderr
     if "article" in words:
         for figure in ("0.108333", "0.084155", "0.000822"):
             assert figure in done.stdout
             assert figure in PAGE
+    if words[1] == "curves":
+        assert done.stdout.startswith("delay")
     if "--picture" in words:
         assert (tmp_path / "cost.png").stat().st_size > 10_000
     if "--write" in words:
