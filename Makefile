@@ -17,6 +17,8 @@ PYTEST := $(BIN)/python -m pytest
 AT_ONCE ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 7 ? n + 2 : 8)))
 # files stay whole, since their tests share a deployment, and go in the order of their folders: the long ones first
 SIDE_BY_SIDE = -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
+# the long tests keep several processes busy each
+TWO_BY_TWO = -n 2 --dist loadfile --no-loadscope-reorder
 # of `make fuzz`; SECONDS is a variable of bash's own, which make may have inherited
 FUZZ_SECONDS = $(if $(filter command line,$(origin SECONDS)),$(SECONDS),600)
 # TensorFlow's start-up chatter says nothing about Forecache
@@ -59,7 +61,7 @@ test: install ## the tests, without those that take minutes
 	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not gpu"
 
 test-full: install ## all tests that this machine can run (ONLY=slow: just those that `make test` leaves out)
-	$(PYTEST) -m "$(if $(ONLY),$(ONLY) and )not gpu"
+	$(PYTEST) $(TWO_BY_TWO) -m "$(if $(ONLY),$(ONLY) and )not gpu"
 
 test-gpu: install ## the tests that need an NVIDIA GPU, skipped without one
 	$(PYTEST) tests/gpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import time
 from collections.abc import Iterator
 from typing import get_args
@@ -118,7 +119,8 @@ def test_bodies_that_are_held_back_leave_room_for_those_that_come(api: AttackedA
     assert api.memory_mib() - before < 2 * MAX_HELD_BYTES / MIB * processes
     # the oldest was told why
     assert processes > 1 or read_status(held[0]) == 503
-    assert not has_ended(held[-1])
+    # the newest kept its place, though on a busy machine the time for its body may be over by now
+    assert not select.select([held[-1]], [], [], 0)[0] or read_status(held[-1]) == 408
 
 
 def test_what_nobody_reads_of_a_body_is_not_taken_for_ever(api: AttackedApi) -> None:

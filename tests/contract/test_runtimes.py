@@ -44,6 +44,8 @@ ENGINES: dict[str, tuple[type[TensorFlowServingServer], str]] = {
     "remote-open": (OpenInferenceServer, 'protocol = "open-inference"'),
 }
 RUNTIMES = [*sorted(set(LIBRARIES) - {"remote"}), *ENGINES]
+#: their libraries take many seconds to train with
+_LONG = {"keras", "torch_export"}
 #: formats whose loading may run their author's code; the others must do without
 RUN_CODE = {"pickle", "torch_export"}
 #: (format, case): PyTorch and JAX have no tensors of text
@@ -77,7 +79,10 @@ class Trained:
         return LoadOptions(allow_code=self.format in RUN_CODE)
 
 
-@pytest.fixture(scope="module", params=RUNTIMES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] if name in _LONG else []) for name in RUNTIMES],
+)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     own = Trained(request.param, tmp_path_factory.mktemp(request.param))
     if own.format == "remote":

@@ -81,6 +81,7 @@ def ask(stack: Stack, numbers: range) -> None:
     wait_for(logged, "the log of who was asked for")
 
 
+@pytest.mark.slow
 def test_a_run_scores_who_was_asked_for_and_the_rest_is_computed_on_demand(stack: Stack) -> None:
     first = stack.wait_run(start(stack))
     assert (first["state"], first["rows_outside"], first["entities_rule"]) == ("published", 0, "all"), first["error"]

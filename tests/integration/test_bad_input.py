@@ -312,7 +312,7 @@ def write_model(folder: Path, kind: str) -> None:
         ("missing", "model", ["model", "not exist"]),
         ("empty", "model", ["model"]),
         ("corrupt", "model", ["model"]),
-        ("keras", "model.keras", ["model.keras is a file", "give the folder"]),
+        pytest.param("keras", "model.keras", ["model.keras is a file", "give the folder"], marks=pytest.mark.slow),
     ],
 )
 def test_a_bad_model_folder_is_named_with_the_fix(tmp_path: Path, kind: str, path: str, words: list[str]) -> None:

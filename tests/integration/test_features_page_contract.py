@@ -47,6 +47,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
+@pytest.mark.slow
 def test_the_page_s_contract_function_and_commands_do_what_it_says(stack: Stack) -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     assert len(lines) == 4

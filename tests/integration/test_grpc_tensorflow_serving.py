@@ -125,6 +125,7 @@ def refusal(call: Any, request: Any, **options: Any) -> tuple[grpc.StatusCode, s
     return refused.value.code(), refused.value.details()
 
 
+@pytest.mark.slow
 def test_the_client_of_openvino_model_server_predicts(address: str) -> None:
     client = ovmsclient.make_grpc_client(address)
     for version, seed in ((0, 3), (2, 2), (3, 3)):

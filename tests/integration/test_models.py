@@ -194,6 +194,7 @@ def test_a_folder_without_a_model_is_refused_in_one_line(tmp_path: Path) -> None
         find_versions(tmp_path / "m.onnx")
 
 
+@pytest.mark.slow
 def test_inspecting_takes_no_tensorflow_into_this_process(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     records = inspect_in_subprocess(settings_for(exported, m="several"), "m")

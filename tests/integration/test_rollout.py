@@ -189,6 +189,7 @@ def test_a_version_that_crashes_is_refused_and_takes_no_worker_with_it(
     assert room.active == 1
 
 
+@pytest.mark.slow
 def test_a_trial_imports_the_functions_of_the_features_where_that_can_do_no_harm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,6 +401,7 @@ def test_a_version_is_changed_under_load_without_a_failed_request(stack: Stack, 
     assert not wrong, wrong[:3]
 
 
+@pytest.mark.slow
 def test_a_refused_version_is_named_by_reload_and_verify_and_by_show(stack: Stack, exported: Path) -> None:
     shutil.copytree(exported / "bad", stack.folder / "m" / "7")
     try:

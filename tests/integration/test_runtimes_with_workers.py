@@ -71,6 +71,7 @@ def test_workers_load_no_library_that_no_model_needs(stack: Stack) -> None:
         assert not any("tensorflow" in file for file in files)
 
 
+@pytest.mark.slow
 def test_init_takes_such_a_model(onnx_models: Path, tmp_path: Path) -> None:
     table = pd.DataFrame(asked(onnx_models / "several").to_pandas())
     table.insert(0, "person", [f"p-{i}" for i in range(len(table))])

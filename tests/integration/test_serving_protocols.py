@@ -89,6 +89,7 @@ def predict(http: httpx.Client, model: str, body: Any) -> Any:
     return response.json()
 
 
+@pytest.mark.slow
 def test_the_client_of_tensorflow_serving_predicts(client: Any) -> None:
     # it always names a version, and 0 unless told another
     answers = client.predict({"x": X}, "dense")

@@ -116,6 +116,7 @@ def test_a_function_is_no_part_of_a_model_even_when_it_is_scikit_learns(tmp_path
         load(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_setting_reaches_the_process_that_inspects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (tmp_path / "m.pickle").write_bytes(pickle.dumps(LinearRegression().fit(X, X[:, 0])))
@@ -169,6 +170,7 @@ def test_init_writes_the_contract_of_a_model_without_names(tmp_path: Path) -> No
     assert float(scored.rpartition(" ")[2]) == pytest.approx(X[0] @ [1.0, 10.0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_init_loads_a_pickle_only_when_told_to(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "m.pkl").write_bytes(pickle.dumps(LinearRegression().fit(X, X[:, 0])))

@@ -192,10 +192,11 @@ def test_the_time_of_others_is_busy_time_without_that_of_this_process(busy: floa
 def test_a_busy_process_takes_time() -> None:
     others = OthersTime()
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as child:
-        while others.share() == 0:
+        # the kernel counts in ticks of 10 ms, and our own time more finely: the share may be 0 again a moment later
+        while not (share := others.share()):
             pass
         child.kill()
-    assert 0 < others.share() <= 1
+    assert 0 < share <= 1
 
 
 # --- a GPU that batch and real-time workers share ---

@@ -103,7 +103,14 @@ def test_a_nightly_line_runs_once_each_local_day(schedule: str, timezone: str) -
     assert len(days) == (last - first).days + 1
 
 
-@pytest.mark.parametrize(("schedule", "timezone"), [*NIGHTLY, ("0 * * * *", "Europe/Berlin"), ("*/20 2 * * *", "UTC")])
+@pytest.mark.parametrize(
+    ("schedule", "timezone"),
+    [
+        *(pytest.param(*one, marks=[pytest.mark.slow] * (number > 1)) for number, one in enumerate(NIGHTLY)),
+        ("0 * * * *", "Europe/Berlin"),
+        ("*/20 2 * * *", "UTC"),
+    ],
+)
 def test_all_that_is_asked_of_a_slot_agrees_around_each_change(schedule: str, timezone: str) -> None:
     for change in ("2026-03-29", "2026-10-25", "2026-03-08", "2026-11-01", "2026-04-05", "2026-10-04"):
         for minutes in range(-6 * 60, 24 * 60, 13):

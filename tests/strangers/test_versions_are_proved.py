@@ -258,6 +258,7 @@ def test_what_a_request_brings_is_made_up_and_decides_nothing(room: Room) -> Non
     assert (room.active, room.remark(1)) == (1, "")
 
 
+@pytest.mark.slow
 def test_the_trial_process_reads_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     pq.write_table(pa.table({"id": ["u"], "word": ["ab"]}), tmp_path / "t.parquet")
