@@ -177,8 +177,8 @@ class DeploymentTask(Task):  # type: ignore[misc]  # celery has no types
         """Run the task's function. All its log lines have `task_id` and the ids of its requests."""
         if args and self.named_only:
             raise BadInput(
-                f"{self.name} takes no positional arguments: send kwargs={{'entity_ids': [...]}}. In a chain it must be "
-                "the first, since Celery puts the result of the task before into the first position"
+                f"{self.name} takes no positional arguments: send kwargs={{'entity_ids': [...]}}. It must be the first "
+                "task of a chain, since Celery puts the result of the task before into the first position"
             )
         work_for(from_message(self.request.get(REQUEST_IDS_HEADER)))
         try:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+import httpx
 import pandas as pd
 import pytest
 from celery import Celery, chain, chord, group
@@ -16,9 +18,10 @@ from celery import Celery, chain, chord, group
 import forecache
 from forecache import AsyncClient, BadRequest, Client, Conflict, UnknownEntity, UnknownModel
 from forecache.celery import connect, enqueue_predictions, predictions, start_run
-from tests.support.examples import example_environment
+from tests.support.examples import example_environment, serving_example
 from tests.support.flights import ROWS, write_flights
 from tests.support.stack import ROOT, Stack, end_tree
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -187,3 +190,23 @@ def test_tasks_of_others_follow_predictions(shop: Celery) -> None:
     header = [predictions(shop, [f"F{number}"]) for number in range(3)]
     assert chord(header, total, app=shop).apply_async().get(timeout=60) == 6.0
     assert len(group(header, app=shop).apply_async().get(timeout=60)) == 3
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/client.md", "client/README.md"])
+def test_the_lines_of_the_pages_work(stack: Stack, page: str) -> None:
+    settings = stack.settings
+    for lines in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
+        servers = f"broker={settings.broker_url!r}, backend={settings.redis_url!r}"
+        code = re.sub(r'broker="[^"]+", backend="[^"]+"', servers, lines)
+        code = code.replace("http://127.0.0.1:8000", stack.url).replace("FL-00000", "F")
+        exec(compile(code, page, "exec"), {})
+
+
+def test_a_fastapi_application_makes_reports_of_jobs(stack: Stack) -> None:
+    with serving_example(stack, "uvicorn", "fastapi_jobs:app", "--port", "{port}", probe="/docs") as url:
+        begun = httpx.post(f"{url}/reports", json=["F1", "F2"])
+        assert begun.status_code == 202
+        report = begun.json()["report"]
+        wait_for(lambda: httpx.get(f"{url}/reports/{report}").json()["ready"], "the report")
+        assert httpx.get(f"{url}/reports/{report}").json()["delays"] == {"F1": 2.0, "F2": 3.0}
+        assert httpx.get(f"{url}/reports/nothing").status_code == 404
