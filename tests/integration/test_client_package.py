@@ -18,7 +18,7 @@ from celery import Celery, chain, chord, group
 import forecache
 from forecache import AsyncClient, BadRequest, Client, Conflict, UnknownEntity, UnknownModel
 from forecache.celery import connect, enqueue_predictions, predictions, start_run
-from tests.support.examples import example_environment, serving_example
+from tests.support.examples import example_environment, run_in_example, serving_example
 from tests.support.flights import ROWS, write_flights
 from tests.support.stack import ROOT, Stack, end_tree
 from tests.support.waiting import wait_for
@@ -199,7 +199,8 @@ def test_the_lines_of_the_pages_work(stack: Stack, page: str) -> None:
         servers = f"broker={settings.broker_url!r}, backend={settings.redis_url!r}"
         code = re.sub(r'broker="[^"]+", backend="[^"]+"', servers, lines)
         code = code.replace("http://127.0.0.1:8000", stack.url).replace("FL-00000", "F")
-        exec(compile(code, page, "exec"), {})
+        done = run_in_example(stack, code)
+        assert done.returncode == 0, done.stderr
 
 
 def test_a_fastapi_application_makes_reports_of_jobs(stack: Stack) -> None:
