@@ -35,13 +35,13 @@ help: ## list the targets
 install: $(STAMP) ## set everything up in .venv, but for large optional engines
 
 $(STAMP): $(DEMO_STAMP)
-	@$(UV) -e ".[$(EXTRAS)]" || $(PIP) -e ".[$(EXTRAS)]"
+	@$(UV) -e ./client -e ".[$(EXTRAS)]" || $(PIP) -e ./client -e ".[$(EXTRAS)]"
 	@touch $@
 
 $(DEMO_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@test -x $(BIN)/uv || $(PIP) uv || true
 	@echo "installing TensorFlow and what else the demo needs into $(VENV) (2.4 GB) ..."
-	@$(UV) -e ".[$(DEMO_EXTRAS)]" || $(PIP) -e ".[$(DEMO_EXTRAS)]"
+	@$(UV) -e ./client -e ".[$(DEMO_EXTRAS)]" || $(PIP) -e ./client -e ".[$(DEMO_EXTRAS)]"
 	@touch $@
 
 $(BIN)/python:
@@ -49,10 +49,10 @@ $(BIN)/python:
 	"$(PYTHON)" -m venv $(VENV)
 
 install-all: install ## the same, with the CUDA build of TensorFlow
-	$(PIP) -e ".[$(EXTRAS),gpu]"
+	$(PIP) -e ./client -e ".[$(EXTRAS),gpu]"
 
 install-runtimes: install ## the same, with PyTorch, JAX and PySpark (1.5 GB), whose tests are skipped without them
-	$(PIP) -e ".[$(EXTRAS),torch,jax,spark]"
+	$(PIP) -e ./client -e ".[$(EXTRAS),torch,jax,spark]"
 
 demo: $(DEMO_STAMP) ## the main job on an embedded Redis, shown step by step
 	$(BIN)/forecache demo
@@ -70,12 +70,12 @@ test-docker: install ## the images, built with buildah on a Debian and at work; 
 	$(PYTEST) tests/unit/test_docker_files.py tests/integration/test_docker_redis.py tests/integration/test_docker_images.py
 
 mutants: install ## faults that no test notices: ROOM=inference/store or CHANGED=1 (COUNT=100 SEED=1 AGAIN=1; minutes)
-	@$(UV) -e ".[$(EXTRAS),mutants]" || $(PIP) -e ".[$(EXTRAS),mutants]"
+	@$(UV) -e ./client -e ".[$(EXTRAS),mutants]" || $(PIP) -e ./client -e ".[$(EXTRAS),mutants]"
 	$(BIN)/python .ci/mutants.py $(if $(CHANGED),--changed,--room $(or $(ROOM),$(error ROOM=inference/store, or CHANGED=1))) \
 		$(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(if $(AGAIN),--again)
 
 fuzz: install ## what breaks the parsers of what strangers send: all of them, or PARSER=bodies (SECONDS=600 for each; Linux)
-	@$(UV) -e ".[$(EXTRAS),fuzz]" || $(PIP) -e ".[$(EXTRAS),fuzz]"
+	@$(UV) -e ./client -e ".[$(EXTRAS),fuzz]" || $(PIP) -e ./client -e ".[$(EXTRAS),fuzz]"
 	$(BIN)/python .ci/fuzz.py $(if $(PARSER),--parser $(PARSER)) --seconds $(FUZZ_SECONDS)
 
 coverage: install ## lines that the tests of `make test` run, by folder, other processes included (TESTS=tests/unit: those only)

@@ -17,7 +17,7 @@ from kombu import Exchange, Queue
 
 from inference.clock import system_clock
 from inference.deployment import Deployment
-from inference.errors import BrokerUnavailable
+from inference.errors import BadInput, BrokerUnavailable
 from inference.logs import REQUEST_IDS_HEADER, bound, from_message, work_for
 from inference.monitoring.queues import SENT_AT_HEADER
 from inference.settings import BATCH_QUEUE, MAINTENANCE_QUEUE, REALTIME_QUEUE, Settings
@@ -164,6 +164,8 @@ class DeploymentTask(Task):  # type: ignore[misc]  # celery has no types
     """A task of an application that `make_worker_app` made."""
 
     abstract = True
+    #: other applications send it too: its arguments have names, whose order may change
+    named_only = False
 
     @property
     def deployment(self) -> Deployment:
@@ -173,6 +175,11 @@ class DeploymentTask(Task):  # type: ignore[misc]  # celery has no types
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task's function. All its log lines have `task_id` and the ids of its requests."""
+        if args and self.named_only:
+            raise BadInput(
+                f"{self.name} takes no positional arguments: send kwargs={{'entity_ids': [...]}}. It must be the first "
+                "task of a chain, since Celery puts the result of the task before into the first position"
+            )
         work_for(from_message(self.request.get(REQUEST_IDS_HEADER)))
         try:
             with bound(task_id=self.request.id):

@@ -35,7 +35,7 @@ def _log_accesses(task: DeploymentTask, result: dict[str, Any]) -> None:
         task.deployment.recorder.record_asked(result["model"], answered)
 
 
-@shared_task(name="forecache.predict_entities", acks_late=False, bind=True)  # type: ignore[untyped-decorator]
+@shared_task(name="forecache.predict_entities", acks_late=False, bind=True, named_only=True)  # type: ignore[untyped-decorator]
 def predict_entities(
     self: DeploymentTask,
     model: str | None = None,
@@ -53,7 +53,7 @@ def predict_entities(
     return result
 
 
-@shared_task(name="forecache.predict_instances", acks_late=False, bind=True)  # type: ignore[untyped-decorator]
+@shared_task(name="forecache.predict_instances", acks_late=False, bind=True, named_only=True)  # type: ignore[untyped-decorator]
 def predict_instances(
     self: DeploymentTask, model: str | None = None, instances: list[Any] | None = None, deadline: float | None = None
 ) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse
@@ -149,6 +151,7 @@ def create_app(settings: Settings, *, open_process: OpenProcess = open_process) 
         lifespan=lifespan,
         redirect_slashes=False,
         openapi_url=None,
+        generate_unique_id_function=_operation_id,
     )
     _add_documents(app, settings.api.root_path)
     for noun in (predictions, features, runs, metrics, health, open_inference):
@@ -159,6 +162,11 @@ def create_app(settings: Settings, *, open_process: OpenProcess = open_process) 
     for status in (404, 405):
         app.add_exception_handler(status, respond_without_route)
     return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    """Return the name of an operation in generated clients: the function's."""
+    return f"{route.name}_of_version" if "{version}" in route.path else route.name
 
 
 def _beside_http(app: Application, process: ApiProcess) -> AbstractAsyncContextManager[None]:
@@ -173,7 +181,13 @@ def _beside_http(app: Application, process: ApiProcess) -> AbstractAsyncContextM
 def _add_documents(app: FastAPI, root_path: str) -> None:
     """Serve `/openapi.json` and `/docs`. Renders them once: FastAPI would spend milliseconds on each request."""
     rendering, rendered = asyncio.Lock(), list[bytes]()
-    page = get_swagger_ui_html(openapi_url=f"{root_path}/openapi.json", title=f"{app.title} - Swagger UI").body
+    page = get_swagger_ui_html(
+        openapi_url=f"{root_path}/openapi.json",
+        title=f"{app.title} - Swagger UI",
+        swagger_js_url=f"{root_path}/docs/swagger-ui-bundle.js",
+        swagger_css_url=f"{root_path}/docs/swagger-ui.css",
+        swagger_favicon_url=f"{root_path}/docs/favicon.png",
+    ).body
 
     async def document(_: Request) -> Response:
         async with rendering:
@@ -186,6 +200,8 @@ def _add_documents(app: FastAPI, root_path: str) -> None:
 
     app.add_route("/openapi.json", document, include_in_schema=False)
     app.add_route("/docs", docs, include_in_schema=False)
+    # Swagger UI's own files: a server without the internet shows the page too
+    app.mount("/docs", StaticFiles(packages=[("fastapi_offline", "static")]))
 
 
 def _openapi(app: FastAPI, root_path: str) -> bytes:

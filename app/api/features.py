@@ -91,7 +91,7 @@ class UpdatedItemsBody(BaseModel):
 
 
 @router.put("", response_model=UpdatedItemsBody, responses=documented(400, 404, 409, 413, 503))
-async def put_many(body: ItemsBody, process: Process, model: ModelName = None) -> Response:
+async def put_features_of_many(body: ItemsBody, process: Process, model: ModelName = None) -> Response:
     """Store features of up to 1 000 entities, all or none, except where newer ones are stored."""
     name, _ = process.settings.model(model)
     results = await _write(process, name, [item.update(item.entity_id) for item in body.items], "items.{}.")
@@ -99,7 +99,7 @@ async def put_many(body: ItemsBody, process: Process, model: ModelName = None) -
 
 
 @router.put("/{entity_id:path}", response_model=UpdatedBody, responses=documented(400, 404, 409, 413, 503))
-async def put_one(
+async def put_features(
     entity_id: Annotated[EntityId, Path()],  # noqa: ARG001 - for the document: the path itself tells of bad UTF-8
     body: FeaturesBody,
     process: Process,

@@ -43,13 +43,13 @@ class Readiness:
 
 
 @router.get("/live")
-async def live() -> Response:
+async def health_live() -> Response:
     """Answer as long as the process lives."""
     return JsonResponse({"status": "live"})
 
 
 @router.get("/ready", responses=documented(400, 404, 503))
-async def ready(
+async def health_ready(
     process: Process,
     model: Annotated[str | None, Query(description="Left out: all models.")] = None,
 ) -> Response:

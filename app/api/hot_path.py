@@ -233,9 +233,9 @@ def openapi_operation() -> dict[str, Any]:
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ExplainedBody.__name__}"}}}
     return {
         "tags": ["predict"],
-        "summary": "Predict One",
+        "summary": "Predict",
         "description": "Return one entity's prediction: stored if it is fresh, else computed within the budget.",
-        "operationId": "predict_one",
+        "operationId": "predict",
         "parameters": [path, *query],
         "responses": {
             "200": {"description": "OK", "content": content},

@@ -265,7 +265,7 @@ class MetricsResponse(Response):
 
 
 @router.get("/metrics", response_class=MetricsResponse, responses=documented(503), tags=["metrics"])
-async def metrics(process: Process) -> Response:
+async def get_metrics(process: Process) -> Response:
     """Return the metrics in Prometheus' text format."""
     deployment = process.deployment
     of_models = HitCollector(deployment), PromiseCollector(deployment), RunCollector(deployment)
@@ -281,7 +281,7 @@ async def metrics(process: Process) -> Response:
 
 
 @router.get("/hit-rate", response_model=HitRateBody, responses=documented(400, 404, 503), tags=["hits"])
-async def hit_rate(
+async def get_hit_rate(
     process: Process,
     model: str | None = None,
     window_s: Annotated[int, Query(ge=1, le=MAX_WINDOW_S)] = 300,

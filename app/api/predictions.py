@@ -67,7 +67,7 @@ async def _predict(body: PredictBody, service: PredictionService) -> list[Any]:
     responses=documented(400, 404, 413, 503),
     tags=["jobs"],
 )
-async def enqueue(
+async def enqueue_predictions(
     body: EnqueueBody,
     process: Process,
     request: Request,
@@ -98,7 +98,7 @@ async def enqueue(
 
 
 @router.get("/predictions/{task_id}", response_model=JobBody, responses=documented(400, 404, 503), tags=["jobs"])
-async def show(task_id: str, process: Process, wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0) -> Response:
+async def get_job(task_id: str, process: Process, wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0) -> Response:
     """Return the state of a job; with `wait_s`, wait until the job is over or the time is up."""
     view = await process.jobs.wait(task_id, wait_s)
     body: dict[str, Any] = {"task_id": task_id, "state": view.state.value}
@@ -113,7 +113,7 @@ async def show(task_id: str, process: Process, wait_s: Annotated[float, Query(ge
 @router.delete(
     "/predictions/{task_id}", status_code=202, response_model=JobBody, responses=documented(404, 503), tags=["jobs"]
 )
-async def cancel(task_id: str, process: Process) -> Response:
+async def cancel_job(task_id: str, process: Process) -> Response:
     """Cancel a job: workers compute no more of it. A job that is over stays as it is."""
     view = await process.jobs.cancel(task_id)
     return JsonResponse({"task_id": task_id, "state": view.state.value}, 202)

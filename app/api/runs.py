@@ -29,7 +29,7 @@ class RunListBody(BaseModel):
 
 
 @router.post("/runs", status_code=202, response_model=RunView, responses=documented(400, 404, 409, 413, 503))
-async def start(process: Process, body: RunBody | None = None) -> Response:
+async def start_run(process: Process, body: RunBody | None = None) -> Response:
     """Start a run of a model; a model has one run at a time."""
     wanted = body or RunBody()
     view = await process.in_thread(
@@ -61,21 +61,21 @@ async def list_runs(
 
 
 @router.get("/runs/{run_id}", response_model=RunDetails, responses=documented(404, 503))
-async def show(run_id: str, process: Process) -> Response:
+async def get_run(run_id: str, process: Process) -> Response:
     """Return one run: its progress, chunks, phases and gates, and the rows that it left out."""
     details = await process.in_thread(lambda: process.deployment.runs.details(run_id))
     return JsonResponse(without_folders(details.to_json(), process.settings))
 
 
 @router.post("/runs/{run_id}/cancel", status_code=202, response_model=RunView, responses=documented(404, 409, 503))
-async def cancel(run_id: str, process: Process) -> Response:
+async def cancel_run(run_id: str, process: Process) -> Response:
     """Stop a run; the current generation goes on serving."""
     view = await process.in_thread(lambda: process.deployment.runs.cancel(run_id))
     return JsonResponse(without_folders(view.to_json(), process.settings), 202)
 
 
 @router.post("/runs/{run_id}/resume", status_code=202, response_model=RunView, responses=documented(400, 404, 409, 503))
-async def resume(run_id: str, process: Process) -> Response:
+async def resume_run(run_id: str, process: Process) -> Response:
     """Resume a failed or cancelled run; workers score only the rest of it."""
     view = await process.in_thread(lambda: process.deployment.runs.resume(run_id))
     return await _accepted(view, process)
@@ -84,7 +84,7 @@ async def resume(run_id: str, process: Process) -> Response:
 @router.post(
     "/runs/{run_id}/publish", status_code=202, response_model=RunView, responses=documented(400, 404, 409, 503)
 )
-async def publish(run_id: str, process: Process, body: PublishBody | None = None) -> Response:
+async def publish_run(run_id: str, process: Process, body: PublishBody | None = None) -> Response:
     """Publish a held run or, with `force`, one that its gates refused; the run's record keeps it."""
     force = body is not None and body.force
     view = await process.in_thread(lambda: process.deployment.runs.publish(run_id, force=force, by="api"))
@@ -92,7 +92,7 @@ async def publish(run_id: str, process: Process, body: PublishBody | None = None
 
 
 @router.get("/runs/{run_id}/diff", response_model=RunDiff, responses=documented(404, 503))
-async def show_diff(run_id: str, process: Process) -> Response:
+async def get_run_diff(run_id: str, process: Process) -> Response:
     """Return the last comparison of a run with what serves, or served before it."""
     found = await process.in_thread(lambda: process.deployment.runs.kept_diff(run_id))
     if found is None:
@@ -101,7 +101,7 @@ async def show_diff(run_id: str, process: Process) -> Response:
 
 
 @router.post("/runs/{run_id}/diff", status_code=202, response_model=RunView, responses=documented(400, 404, 409, 503))
-async def compare(run_id: str, process: Process, body: DiffBody | None = None) -> Response:
+async def compare_run(run_id: str, process: Process, body: DiffBody | None = None) -> Response:
     """Let the maintenance worker compare a run with what serves; GET returns the result seconds later."""
     options = DiffOptions(**(body or DiffBody()).model_dump())
     view = await process.in_thread(lambda: process.deployment.runs.check_diff(run_id, options))
@@ -111,7 +111,7 @@ async def compare(run_id: str, process: Process, body: DiffBody | None = None) -
 
 
 @router.post("/models/{model}/rollback", response_model=Serving, responses=documented(400, 404, 409, 503))
-async def rollback(model: str, process: Process, body: RollbackBody | None = None) -> Response:
+async def rollback_model(model: str, process: Process, body: RollbackBody | None = None) -> Response:
     """Serve the model's previous generation again; with `generation`, only if that one still serves."""
     wanted = body or RollbackBody()
     done = await process.in_thread(lambda: process.deployment.runs.rollback(model, generation=wanted.generation))

@@ -35,7 +35,8 @@ def run(*command: str | Path, cwd: Path, timeout_s: float = 900) -> subprocess.C
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--wheel", "--outdir", folder, cwd=ROOT)
-    (built,) = folder.glob("*.whl")
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", folder, cwd=ROOT / "client")
+    (built,) = folder.glob("forecache-*.whl")
     return built
 
 
@@ -44,7 +45,7 @@ def install(wheel: Path, folder: Path, extras: str = "") -> Path:
     run(sys.executable, "-m", "venv", folder, cwd=folder.parent)
     run(
         folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-        "-c", ROOT / "constraints.txt", f"{wheel}{extras}", cwd=folder.parent,
+        "-c", ROOT / "constraints.txt", "--find-links", wheel.parent, f"{wheel}{extras}", cwd=folder.parent,
     )  # fmt: skip
     return folder / "bin"
 
@@ -62,7 +63,7 @@ def source_files() -> set[str]:
 def test_the_wheel_holds_the_rooms_whole_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert names == source_files() | {"beat_schedule.py"}
+    assert names == source_files() | {"beat_schedule.py", "forecache_command.py"}
     assert {f"{room}/py.typed" for room in ROOMS} <= names
     data = (
         "inference/redis/scripts/publish.lua",
@@ -99,6 +100,55 @@ def test_a_plain_install_has_all_that_the_way_to_the_broker_imports(plain_bin: P
         "app = make_celery(Settings()); app.connection_for_write().transport_cls; app.backend"
     )
     run(plain_bin / "python", "-P", "-c", code, cwd=tmp_path)
+
+
+@pytest.fixture
+def users_project(tmp_path: Path) -> Path:
+    """A folder whose modules have the names of Forecache's packages, as many projects have."""
+    for name in ("app", "inference"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('the user has an app of that name')\n")
+    (tmp_path / "tasks.py").write_text("raise RuntimeError('the user has tasks')\n")
+    (tmp_path / "forecache.toml").write_text('[models.m]\npath = "model"\n')
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("forecache", "models", "list"), "forecache: no Redis"),
+        (("python", "-m", "workers", "nothing"), "usage: python -P -m workers"),
+        (("python", "-m", "workers", "realtime", "--help"), ""),
+    ],
+)
+def test_packages_of_the_users_own_hide_none_of_ours(
+    plain_bin: Path, users_project: Path, words: tuple[str, ...], says: str
+) -> None:
+    done = subprocess.run(
+        [plain_bin / words[0], *words[1:]],
+        cwd=users_project, env=clean_environment() | {"PYTHONPATH": "."},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    assert says in done.stderr
+
+
+def test_the_client_alone_needs_only_httpx(wheel: Path, tmp_path: Path) -> None:
+    (client,) = wheel.parent.glob("forecache_client-*.whl")
+    bin_folder = install(client, tmp_path / "venv")
+    code = (
+        "import forecache, sys\n"
+        "assert not {'celery', 'pandas', 'numpy', 'redis'} & set(sys.modules), sys.modules\n"
+        "try: forecache.Client('http://127.0.0.1:9', retries=0).predict('F1')\n"
+        "except forecache.NoConnection as error: print(error)\n"
+    )
+    said = run(bin_folder / "python", "-c", code, cwd=tmp_path).stdout
+    assert said.startswith("http://127.0.0.1:9 is not reached")
+    listed = run(bin_folder / "python", "-m", "pip", "list", "--format", "json", "--disable-pip-version-check",
+                 cwd=tmp_path)  # fmt: skip
+    installed = {package["name"].lower() for package in json.loads(listed.stdout)}
+    assert installed <= {"forecache-client", "httpx", "httpcore", "anyio", "h11", "idna", "certifi", "sniffio",
+                         "typing_extensions", "pip", "setuptools"}  # fmt: skip
 
 
 def test_a_plain_install_answers_help(plain_bin: Path, tmp_path: Path) -> None:

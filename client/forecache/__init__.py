@@ -1,0 +1,54 @@
+"""Client of Forecache: predictions from a service's own code.
+
+`Client` and `AsyncClient` ask the HTTP API. `forecache.celery` sends Celery tasks, for applications that have Celery.
+"""
+
+from forecache.answers import Failed, HitRate, Prediction, Predictions, Run, Update
+from forecache.client import AsyncClient, AsyncJob, Client, Job
+from forecache.errors import (
+    BadRequest,
+    Conflict,
+    DeadlineExceeded,
+    ForecacheError,
+    NoConnection,
+    NotAuthorized,
+    NotForecache,
+    NotFound,
+    Overloaded,
+    PredictionFailed,
+    RateLimited,
+    ServerFailed,
+    Unavailable,
+    UnknownEntity,
+    UnknownModel,
+)
+from forecache.version import __version__
+
+__all__ = [
+    "AsyncClient",
+    "AsyncJob",
+    "BadRequest",
+    "Client",
+    "Conflict",
+    "DeadlineExceeded",
+    "Failed",
+    "ForecacheError",
+    "HitRate",
+    "Job",
+    "NoConnection",
+    "NotAuthorized",
+    "NotForecache",
+    "NotFound",
+    "Overloaded",
+    "Prediction",
+    "PredictionFailed",
+    "Predictions",
+    "RateLimited",
+    "Run",
+    "ServerFailed",
+    "Unavailable",
+    "UnknownEntity",
+    "UnknownModel",
+    "Update",
+    "__version__",
+]

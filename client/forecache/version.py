@@ -1,0 +1,3 @@
+"""Holds the release of this package."""
+
+__version__ = "0.1.0"
