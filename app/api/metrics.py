@@ -26,7 +26,7 @@ from inference.deployment import Deployment
 from inference.errors import BrokerUnavailable
 from inference.monitoring.counters import FALLBACKS, PARITY, Histogram, ParityResult, counted
 from inference.monitoring.presence import API_PROCESSES, Roster
-from inference.monitoring.statistics import MAX_WINDOW_S, Statistics
+from inference.monitoring.statistics import MAX_WINDOW_S, USUAL_WINDOW_S, Statistics
 from inference.serving.worker_client import BreakerState
 
 router = APIRouter(route_class=JsonRoute)
@@ -78,7 +78,7 @@ class HitCollector(Collector):
             for outcome, count in ever.counts.outcomes.items():
                 answered.add_metric([model, outcome.value], count)
             recent = self._hits.read(model, WINDOW_S)
-            if recent.total:  # without requests there is no rate, and 0 would raise an alarm
+            if recent.hit_rate is not None:
                 ratio.add_metric([model], recent.hit_rate)
             histograms = ever.hit_latency, ever.miss_latency, ever.age
             for family, histogram in zip((hit_latency, miss_latency, age), histograms, strict=True):
@@ -284,7 +284,7 @@ async def get_metrics(process: Process) -> Response:
 async def get_hit_rate(
     process: Process,
     model: str | None = None,
-    window_s: Annotated[int, Query(ge=1, le=MAX_WINDOW_S)] = 300,
+    window_s: Annotated[int, Query(ge=1, le=MAX_WINDOW_S)] = USUAL_WINDOW_S,
 ) -> Response:
     """Return the outcomes of a model's requests, for all minutes that the last `window_s` seconds touch."""
     name, _ = process.settings.model(model)

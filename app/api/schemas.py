@@ -279,7 +279,7 @@ class JobBody(BaseModel):
 
 
 class HitRateBody(BaseModel):
-    """Outcomes of the requests of the last `window_s` seconds; `hit_rate` is 0 if there were none.
+    """Outcomes of the requests of the last `window_s` seconds; `hit_rate` is null if there were none.
 
     `total`: the sum of all outcomes except `unknown` (404), which is the divisor of the hit rate.
     """
@@ -287,7 +287,7 @@ class HitRateBody(BaseModel):
     model: str
     window_s: int
     total: int
-    hit_rate: float
+    hit_rate: float | None
     outcomes: dict[str, int]
 
 

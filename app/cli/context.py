@@ -109,6 +109,8 @@ def _no_redis(settings: Settings, cause: BaseException | None) -> str:
 
     if isinstance(cause, redis.AuthenticationError | redis.exceptions.NoPermissionError):
         return f"Redis at {place_of(settings.cache_url)} refuses the password: correct [redis] cache_url"
+    if fix := certificate_fix(cause, "[redis] cache_url"):
+        return f"Redis at {place_of(settings.cache_url)} has a certificate of an unknown authority: {fix}"
     if isinstance(cause, redis.ResponseError):
         return f"Redis at {place_of(settings.cache_url)} refuses to do it: {cause}"
     if settings.redis.url is None:
@@ -116,6 +118,13 @@ def _no_redis(settings: Settings, cause: BaseException | None) -> str:
     if settings.redis.cache_url is None:
         return f"[redis] url is set and cache_url is not: set it too, nothing answers at {place_of(settings.cache_url)}"
     return f"Redis at {place_of(settings.cache_url)} does not answer: start it, or `forecache up`"
+
+
+def certificate_fix(cause: BaseException | None, setting: str) -> str | None:
+    """Return the fix if an outage is a certificate that this machine does not trust, else None."""
+    if "CERTIFICATE_VERIFY_FAILED" not in str(cause):
+        return None
+    return f"add ssl_ca_certs=/path/ca.pem to {setting}, the file of the authority that signed it"
 
 
 def place_of(url: str) -> str:

@@ -39,7 +39,12 @@ def hits(
     print_rows(
         ("model", "total", "hit_rate", *(outcome.value for outcome in Outcome)),
         [
-            (name, each.total, f"{each.hit_rate:.1%}", *each.to_json()["outcomes"].values())
+            (
+                name,
+                each.total,
+                None if each.hit_rate is None else f"{each.hit_rate:.1%}",
+                *each.to_json()["outcomes"].values(),
+            )
             for name, each in counts.items()
         ],
     )

@@ -55,13 +55,13 @@ class Choice:
         return self.model
 
     def window_s(self) -> int:
-        """Return the length of the chosen window, by default 5 minutes.
+        """Return the length of the chosen window, by default an hour.
 
         Raises:
             BadInput: the pages do not offer this window.
         """
         try:
-            return WINDOWS_S[self.window or "5m"]
+            return WINDOWS_S[self.window or "1h"]
         except KeyError:
             raise BadInput(f"window is one of {', '.join(WINDOWS_S)}", field="window") from None
 
@@ -91,7 +91,7 @@ def _hit_rates_of(deployment: Deployment, model: str, window_s: int) -> dict[str
         "serving": _serving(deployment, model),
         "windows": [_window(length_s, deployment.hits.statistics(model, length_s)) for length_s in WINDOWS_S.values()],
         "points": [
-            {"at": to_iso(point.at), **_figures(point.statistics)} for point in deployment.hits.series(model, window_s)
+            {"at": to_iso(point.at), **point.statistics.to_json()} for point in deployment.hits.series(model, window_s)
         ],
     }
 
@@ -132,13 +132,7 @@ def _coverage(run: RunView | None) -> float | None:
 
 
 def _window(window_s: int, statistics: Statistics) -> dict[str, Any]:
-    return {"window_s": window_s, **_figures(statistics)}
-
-
-def _figures(statistics: Statistics) -> dict[str, Any]:
-    data = statistics.to_json()
-    # without requests there is no rate, and 0 % would look like an alarm
-    return data if statistics.counts.total else {**data, "hit_rate": None}
+    return {"window_s": window_s, **statistics.to_json()}
 
 
 def read_runs(deployment: Deployment, choice: Choice, clock: Clock = system_clock) -> dict[str, Any]:

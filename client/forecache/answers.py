@@ -173,8 +173,7 @@ class HitRate:
     @classmethod
     def from_json(cls, item: Mapping[str, Any]) -> HitRate:
         """Return the hit rate of an answer's JSON."""
-        rate = item["hit_rate"] if item["total"] else None
-        return cls(item["model"], item["window_s"], item["total"], rate, item["outcomes"])
+        return cls(item["model"], item["window_s"], item["total"], item["hit_rate"], item["outcomes"])
 
 
 def item_of(item: Mapping[str, Any]) -> Prediction | Failed:

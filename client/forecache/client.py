@@ -233,7 +233,7 @@ class Client:
         """
         return self._run(self._requests.start_run(model, options))
 
-    def hit_rate(self, *, model: str | None = None, window_s: int = 300) -> HitRate:
+    def hit_rate(self, *, model: str | None = None, window_s: int = 3600) -> HitRate:
         """Return the outcomes of a model's requests in the last `window_s` seconds."""
         return self._run(self._requests.hit_rate(model, window_s))
 
@@ -417,7 +417,7 @@ class AsyncClient:
         """Start a run, as `Client.start_run` does."""
         return await self._run(self._requests.start_run(model, options))
 
-    async def hit_rate(self, *, model: str | None = None, window_s: int = 300) -> HitRate:
+    async def hit_rate(self, *, model: str | None = None, window_s: int = 3600) -> HitRate:
         """Return the outcomes of a model's requests in the last `window_s` seconds."""
         return await self._run(self._requests.hit_rate(model, window_s))
 

@@ -216,5 +216,5 @@ def _requests(windows: HitWindows, model: str, now: float) -> tuple[dict[str, Fi
     return {
         "rps": _measured(mean, how),
         "peak_rps": _measured(peak, f"the busiest {step_s // 60} minutes of 24 h"),
-        "hit_rate": _measured(round(counts.hit_rate, 6), how),
+        "hit_rate": _measured(round(counts.hit_rate or 0.0, 6), how),
     }, span_s

@@ -182,7 +182,7 @@ def came_of(promised: DayFigures, points: Sequence[Point], *, runs: int | None) 
     total = sum(each.total for each in counts)
     if not total:
         return replace(promised, hit_rate=None, cost=None, peak_rps=None, peak_misses_rps=None, requests=0, inputs={})
-    hits = sum(each.total * each.hit_rate for each in counts)
+    hits = sum(each.hits for each in counts)
     inputs = promised.inputs | {
         "hit_rate": hits / total,
         "rps": total / SECONDS_PER_DAY,
@@ -196,7 +196,7 @@ def came_of(promised: DayFigures, points: Sequence[Point], *, runs: int | None) 
         cost=_cost_of(promised.approach, inputs),
         currency=promised.currency,
         peak_rps=inputs["peak_rps"],
-        peak_misses_rps=max(each.total * (1 - each.hit_rate) for each in counts) / step_s,
+        peak_misses_rps=max(each.total - each.hits for each in counts) / step_s,
         requests=total,
         inputs=inputs,
     )

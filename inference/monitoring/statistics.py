@@ -37,10 +37,14 @@ class HitCounts:
         return sum(count for outcome, count in self.outcomes.items() if outcome.is_rated)
 
     @property
-    def hit_rate(self) -> float:
-        """Share of requests with a fresh answer from the store, 0 to 1; 0 if there were none."""
-        hits = sum(count for outcome, count in self.outcomes.items() if outcome.is_hit)
-        return hits / self.total if self.total else 0.0
+    def hits(self) -> int:
+        """Requests with a fresh answer from the store."""
+        return sum(count for outcome, count in self.outcomes.items() if outcome.is_hit)
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Share of requests with a fresh answer from the store, 0 to 1; None if there were none."""
+        return self.hits / self.total if self.total else None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values: `total`, `hit_rate`, and `outcomes`, all of them in their order."""
@@ -87,6 +91,8 @@ def _quantiles(histogram: Histogram) -> dict[str, float | None]:
     return {name: histogram.quantile(share) for name, share in QUANTILES.items()}
 
 
+#: an hour: what the API, the commands and the pages show unless asked for another window
+USUAL_WINDOW_S = 3600
 #: a week: counters are kept for a day longer
 MAX_WINDOW_S = 7 * 24 * 3600
 #: window in seconds → minutes in one point of its series

@@ -128,7 +128,7 @@ def test_model_and_window_are_in_the_address(desk: Desk) -> None:
     wait_for(lambda: browser.text("#summary-hit-rate") != "—" and "24 h" in browser.text(".metric-label"), "24 h", 20)
     assert browser.driver.current_url.endswith("?window=24h")
     browser.driver.back()
-    wait_for(lambda: "5 min" in browser.text(".metric-label"), "5 min", 20)
+    wait_for(lambda: "1 h" in browser.text(".metric-label"), "1 h", 20)
 
 
 def test_light_and_dark_are_flowers_own(desk: Desk) -> None:

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
+from app.cli.doctor.servers import Failure, Server, ask_server
 from inference.deployment import Deployment
 from inference.errors import StoreUnavailable
 from inference.redis.clients import WORKER
@@ -72,3 +73,12 @@ def answers(settings: Settings) -> bool:
             return bool(deployment.cache.ping())
     except StoreUnavailable:
         return False
+
+
+def test_a_certificate_of_an_unknown_authority_is_told_with_its_fix(settings: Settings, url: str) -> None:
+    untrusted = url.partition("&ssl_ca_certs")[0]
+    failure = ask_server(untrusted, "[redis] cache_url")
+    assert isinstance(failure, Failure)
+    assert failure.detail == "its certificate is of an unknown authority"
+    assert failure.fix.startswith("add ssl_ca_certs=/path/ca.pem to [redis] cache_url")
+    assert isinstance(ask_server(url, "[redis] cache_url"), Server)

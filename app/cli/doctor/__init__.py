@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from app.cli.doctor.findings import Finding
 
 
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    *,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Only the files, for CI: loads each model, asks no server.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Check every part of the deployment; name each fault and its fix.
 
     Versions, Redis, broker, workers, models, contracts, tables, schedules, and this machine. Exit 1 on any error.
@@ -23,7 +29,13 @@ def doctor(as_json: AsJson = False) -> None:
     from app.cli.doctor.findings import Status
 
     log_warnings_only()
-    findings = check_up(load_settings())
+    settings = load_settings()
+    if offline:
+        from app.cli.doctor.offline import check_files
+
+        findings = check_files(settings)
+    else:
+        findings = check_up(settings)
     if as_json:
         print_json([finding.to_json() for finding in findings])
     else:

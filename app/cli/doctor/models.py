@@ -40,16 +40,11 @@ class StoredModel:
 def check_model(name: str, model: ModelSettings, path: Path, known: StoredModel | None) -> list[Finding]:
     """Return the findings about one model. `path`: its folder; `known`: None if Redis does not answer."""
     try:
-        found = find_versions(path)
-        wanted = wanted_versions(found, model.versions)
+        found, wanted = _versions_of(model, path)
     except BadInput as problem:
         fix = f"correct [models.{name}] {problem.field or 'path'}, or put the model there"
         return [error(Check.MODEL, name, problem.message, fix)]
-    numbers = f"version{'' if len(found) == 1 else 's'} {', '.join(map(str, sorted(found)))}"
-    findings = [
-        _check_folder(name, model, f"{numbers} in {path}", [found[each] for each in wanted]),
-        *(warning(Check.MODEL, name, fault, "until then it is passed over") for fault in unusable_folders(path)),
-    ]
+    findings = check_folders(name, model, path)
     if known is None:
         return [
             *findings,
@@ -57,6 +52,25 @@ def check_model(name: str, model: ModelSettings, path: Path, known: StoredModel 
             not_checked(Check.MODEL, f"{name}, contract"),
         ]
     return [*findings, *_check_serving(name, found, wanted, known), *_check_contract(name, path, found, known)]
+
+
+def check_folders(name: str, model: ModelSettings, path: Path) -> list[Finding]:
+    """Return the findings about the folders of a model's versions, without loading one.
+
+    Raises:
+        BadInput: there is no version that the settings want.
+    """
+    found, wanted = _versions_of(model, path)
+    numbers = f"version{'' if len(found) == 1 else 's'} {', '.join(map(str, sorted(found)))}"
+    return [
+        _check_folder(name, model, f"{numbers} in {path}", [found[each] for each in wanted]),
+        *(warning(Check.MODEL, name, fault, "until then it is passed over") for fault in unusable_folders(path)),
+    ]
+
+
+def _versions_of(model: ModelSettings, path: Path) -> tuple[Mapping[int, Path], list[int]]:
+    found = find_versions(path)
+    return found, wanted_versions(found, model.versions)
 
 
 def _check_folder(name: str, model: ModelSettings, where: str, wanted: list[Path]) -> Finding:

@@ -11,7 +11,7 @@ from typing import Any
 import redis
 from kombu import Connection
 
-from app.cli.context import place_of
+from app.cli.context import certificate_fix, place_of
 from app.cli.doctor.findings import Check, Finding, error, ok, warning
 from inference.clock import system_clock
 from inference.errors import StoreUnavailable
@@ -78,6 +78,8 @@ def _failure_of(problem: Exception | None, setting: str) -> Failure:
         return Failure(f"no answer within {PATIENCE.timeout_s:g} s", f"check the host and port of {setting}")
     if isinstance(problem, redis.ResponseError):
         return Failure(f"it answers with an error: {problem}", _fix_of(str(problem), setting))
+    if fix := certificate_fix(problem, setting):
+        return Failure("its certificate is of an unknown authority", fix)
     return Failure(_reason(problem), f"start it, or correct {setting}; `forecache up` starts one when none is set")
 
 

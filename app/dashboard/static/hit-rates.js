@@ -103,7 +103,7 @@ function drawModel(model, windowS) {
 keepDrawing((data) => {
   const model = data.model;
   choices("choose-model", "model", data.models.map((name) => [name, name]), model && model.model);
-  choices("choose-window", "window", WINDOWS, choice().get("window") || "5m");
+  choices("choose-window", "window", WINDOWS, choice().get("window") || "1h");
   document.getElementById("forecache-figures").hidden = !model;
   document.getElementById("forecache-empty").hidden = Boolean(model);
   if (model) drawModel(model, data.window_s);

@@ -41,7 +41,7 @@ class FakeApi:
             return self._job(request)
         if path.startswith("/hit-rate"):
             return httpx.Response(
-                200, json={"model": "delay", "window_s": 300, "total": 0, "hit_rate": 0.0, "outcomes": {}}
+                200, json={"model": "delay", "window_s": 300, "total": 0, "hit_rate": None, "outcomes": {}}
             )
         raise AssertionError(path)
 

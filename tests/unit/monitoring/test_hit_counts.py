@@ -14,4 +14,4 @@ def test_counts_are_spelled_with_all_outcomes_in_their_order() -> None:
 
 
 def test_without_requests_the_rate_is_zero() -> None:
-    assert HitCounts({}).to_json()["hit_rate"] == 0.0
+    assert HitCounts({}).to_json()["hit_rate"] is None
