@@ -278,7 +278,7 @@ def test_each_model_gets_its_own_generation_runs_and_counts():
     for model, generation, coverage, total, newest, runs in (
         ("delay", 7, 0.5, 1, "d1", 2), ("price", 9, 0.8, 2, "p1", 1), ("", 7, 0.5, 1, "d1", 2),
     ):  # fmt: skip
-        rates, listed = read_hit_rates(deployment, Choice(model)), read_runs(deployment, Choice(model))
+        rates, listed = read_hit_rates(deployment, Choice(model, "5m")), read_runs(deployment, Choice(model))
         assert rates["models"] == listed["models"] == ["delay", "price"]
         for serving in (rates["model"]["serving"], listed["serving"]):
             assert (serving["generation"], serving["coverage"]) == (generation, coverage)
