@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
@@ -40,6 +41,7 @@ class Cluster:
         self.redis_port = free_port()
         self.ports = {name: free_port() for name in ("forecache-api", "forecache-dashboard")}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.environments: dict[str, dict[str, str]] = {}
         (folder / "forecache.toml").write_text(write_flights(folder))
         (folder / "code").mkdir()
         self._make_secrets()
@@ -81,21 +83,25 @@ class Cluster:
         if name in self.ports:
             kind = name.removeprefix("forecache-").upper()
             environment |= {f"FORECACHE_{kind}__PORT": str(self.ports[name]), f"FORECACHE_{kind}__HOST": "127.0.0.1"}
-        self.environment = child_environment() | {
+        self.environments[name] = child_environment() | {
             key: value.replace(SECRETS, str(self.folder / secret)).replace("/srv/forecache", str(self.folder))
             for key, value in environment.items()
         }
-        self.environment["PYTHONPATH"] = os.pathsep.join([self.environment.get("PYTHONPATH", ""), str(ROOT)])
+        path = self.environments[name].get("PYTHONPATH", "")
+        self.environments[name]["PYTHONPATH"] = os.pathsep.join([path, str(ROOT)])
         with (self.folder / f"{name}.log").open("wb") as log:
             self.processes[name] = subprocess.Popen(
-                _here(container_of(name)["command"]), cwd=self.folder, env=self.environment, stdout=log, stderr=log
+                _here(container_of(name)["command"]),
+                cwd=self.folder,
+                env=self.environments[name],
+                stdout=log,
+                stderr=log,
             )
 
     def passes(self, name: str, probe: dict[str, Any]) -> bool:
         if "exec" in probe:
-            # in the pod's own host name there is one worker; here the process says which
-            words = _here(probe["exec"]["command"])
-            done = subprocess.run(words, cwd=self.folder, env=self.environment, capture_output=True, check=False)
+            words, environment = _here(probe["exec"]["command"]), self.environments[name]
+            done = subprocess.run(words, cwd=self.folder, env=environment, capture_output=True, check=False)
             return done.returncode == 0
         try:
             url = f"http://127.0.0.1:{self.ports[name]}{probe['httpGet']['path']}"
@@ -128,7 +134,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             cluster.start(name)
             probe = container_of(name).get("startupProbe")
             if probe:
-                wait_for(lambda name=name, probe=probe: cluster.passes(name, probe), name, evidence=cluster.said)
+                wait_for(functools.partial(cluster.passes, name, probe), name, evidence=cluster.said)
         yield cluster
     finally:
         for process in cluster.processes.values():
@@ -140,9 +146,7 @@ def test_every_probe_of_every_pod_passes(cluster: Cluster) -> None:
         for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
             probe = container_of(name).get(kind)
             if probe:
-                wait_for(
-                    lambda name=name, probe=probe: cluster.passes(name, probe), f"{name} {kind}", evidence=cluster.said
-                )
+                wait_for(functools.partial(cluster.passes, name, probe), f"{name} {kind}", evidence=cluster.said)
         assert cluster.processes[name].poll() is None, name
 
 
