@@ -23,7 +23,7 @@ from pydantic import (
 
 from app.api.limits import MAX_BODY_BYTES
 from app.api.problems import Problem, problem_of
-from inference.batch.differences import MAX_TOP
+from inference.batch.comparison.differences import MAX_TOP
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, BadInput, ForecacheError
 from inference.monitoring.queues import JobPriority

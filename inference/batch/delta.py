@@ -112,9 +112,8 @@ class Deltas:
 
     def sweep(self, run: RunRecord) -> None:
         """Remove the vectors of runs that serve no more, and to which nobody can roll back."""
-        generations, pointer = self.predictions(run.model).generations, self.predictions(run.model).pointer()
-        manifests = [generations.manifest(one) for one in (pointer.current, pointer.previous) if one is not None]
-        kept = {run.run_id, *(one.run_id for one in manifests if one is not None)}
+        published = self.predictions(run.model).generations.published()
+        kept = {run.run_id, *(manifest.run_id for manifest in published if manifest is not None)}
         try:
             for run_id in self._remembered(run.model):
                 if run_id not in kept:

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inference.batch.active_set import ActiveSet, ActiveSets
+from inference.batch.comparison.differences import check_comparable
 from inference.batch.delta import Base, Deltas
-from inference.batch.differences import check_comparable
 from inference.batch.gates import Gate, entities_gate
 from inference.batch.ledger import KEEP_RUNS, Ledger, is_the_runs_fault
 from inference.batch.paths import check_source, run_folder
-from inference.batch.publishing import RunTables, serving_now
+from inference.batch.publishing import RunTables
 from inference.batch.records import Chunk, Engine, Fingerprint, RunRecord, RunState
 from inference.batch.selection import RowSlice, Selected, Selection, select_rows, unpack_entities
 from inference.errors import BadInput, Conflict, SourceError
@@ -114,7 +114,7 @@ class Planner:
         if not run.shadow or run.model_version is None:
             return record_to_serve(self.settings, self.registry, run.model, inspect=self.inspect)
         version = record_of_version(self.settings, self.registry, run.model, run.model_version)
-        serving = serving_now(self.tables.predictions(run.model))
+        serving, _ = self.tables.predictions(run.model).generations.published()
         if serving is None:
             raise BadInput("no predictions serve that this shadow run could be compared with", field="shadow")
         check_comparable(f"version {version.version}", version.signature.outputs, serving.fields)
@@ -160,14 +160,16 @@ class Planner:
         """Return the active set of a whole run; None if the settings name none."""
         if run.is_partial or model.batch.entities == "all":
             return None
-        serving, _ = self.tables.published_runs(run.model)
-        return self.active_sets.open(run.model, model, rows=rows, serving=serving, now=self.ledger.now())
+        serving, _ = self.tables.predictions(run.model).generations.published()
+        run_id = None if serving is None else serving.run_id
+        return self.active_sets.open(run.model, model, rows=rows, serving=run_id, now=self.ledger.now())
 
     def _settle(self, run: RunRecord, model: ModelSettings, active: ActiveSet) -> dict[str, str | int]:
         """Check the set that was chosen, keep its run's ids, and return the facts about it for the run's record."""
         active.check()
         if active.known:
-            kept = self.tables.published_runs(run.model)
+            published = self.tables.predictions(run.model).generations.published()
+            kept = {manifest.run_id for manifest in published if manifest is not None}
             others = [one.run_id for one in self.ledger.newest(run.model, KEEP_RUNS) if one.run_id not in kept]
             self.active_sets.keep_known(run.run_id, active.known, keep_s=model.batch.keep, others=others)
         log.info("run.entities", run_id=run.run_id, rule=active.rule, outside=active.rows_outside, note=active.text)

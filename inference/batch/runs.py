@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 from inference.batch.active_set import ActiveSets
+from inference.batch.comparison.differ import Differ
+from inference.batch.comparison.differences import DiffOptions, RunDiff
 from inference.batch.delta import Deltas
-from inference.batch.diff import Differ
-from inference.batch.differences import DiffOptions, RunDiff
 from inference.batch.ledger import Ledger
 from inference.batch.paths import locate_source, run_folder
 from inference.batch.plan import Planner

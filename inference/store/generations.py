@@ -214,6 +214,12 @@ class Generations:
         texts = self._client.send([("HGET", self._keys.generation(n), "manifest") for n in self._numbers()])
         return [Manifest.from_json(text) for text in texts if text is not None]
 
+    def published(self) -> tuple[Manifest | None, Manifest | None]:
+        """Return the manifests of the generation that serves, and of the one that would after a rollback."""
+        pointer = follow(plan_pointer(self._keys), self._client)
+        current, previous = (None if n is None else self.manifest(n) for n in (pointer.current, pointer.previous))
+        return current, previous
+
     def publish(
         self, number: int, *, run_key: str | None = None, run_state: str | None = None, instead_of: int | None = None
     ) -> Pointer:

@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from inference.batch.differences import DiffOptions, Distribution, Flips, OutputDiff, Segment, SideBySide, TextChange
+from inference.batch.comparison.differences import (
+    DiffOptions,
+    Distribution,
+    Flips,
+    OutputDiff,
+    Segment,
+    SideBySide,
+    TextChange,
+)
 from inference.schema import DType, TensorSpec
 
 #: noise of floats: the same model on another machine gives such differences

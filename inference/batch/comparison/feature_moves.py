@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from inference.batch.comparing import NOISE_ABSOLUTE, NOISE_RELATIVE
-from inference.batch.differences import FeatureMove, FeatureMoves
+from inference.batch.comparison.differences import FeatureMove, FeatureMoves
+from inference.batch.comparison.values import NOISE_ABSOLUTE, NOISE_RELATIVE
 from inference.batch.gates import HistogramCounter, measure_drift
 from inference.schema import DType, TensorSpec
 from inference.sources import Slice, Source, plain_column, read_slices, whole_slices
