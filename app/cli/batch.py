@@ -106,7 +106,7 @@ def list_runs(
         return
     if sys.stdout.isatty():  # a whole error would break the table apart; `batch show` prints it
         views = [view | {"error": shortened(view["error"], _ERROR_SHOWN)} for view in views]
-    columns = ("run_id", "model", "state", "trigger", "created_at", "rows_done", "rows_total", "rows_outside",
+    columns = ("run_id", "model", "state", "kind", "trigger", "created_at", "rows_done", "rows_total", "rows_outside",
                "entities_rule", "forced_by", "error")  # fmt: skip
     print_rows(columns, [[view[column] for column in columns] for view in views])
 

@@ -287,7 +287,7 @@ class ActiveSets:
         sample = AccessSample.load(self.client, self.keys, name, model.access_log.days, lambda: now)
         found = _choose_by(rule, filters, sample)
         new = model.batch.new_entities
-        active = ActiveSet(model.batch.entities, filters=filters, known=_empty(rows) if new else None)
+        active = ActiveSet(model.batch.entities, filters=filters, known=Filter(known_bytes(rows)) if new else None)
         if new and not isinstance(found, str):
             active.known_before = None if serving is None else Filter.load(self.client, self._known_key(serving))
             if active.known_before is None:
@@ -354,8 +354,9 @@ def _of_all(model: ModelSettings, why: str) -> ActiveSet:
     return ActiveSet("all", f"a full run, not entities = {model.batch.entities!r}: {why}")
 
 
-def _empty(rows: int) -> Filter:
-    return Filter(min(max(rows * _KNOWN_BYTES, SMALLEST_BYTES), _MOST_KNOWN_BYTES))
+def known_bytes(rows: int) -> int:
+    """Return the size of the filter with the ids of a source."""
+    return min(max(rows * _KNOWN_BYTES, SMALLEST_BYTES), _MOST_KNOWN_BYTES)
 
 
 def _yesterday(sample: AccessSample) -> DayRequests | None:

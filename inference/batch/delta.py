@@ -51,11 +51,15 @@ class Base:
 
 @dataclass(frozen=True)
 class Deltas:
-    """Plans and ends the runs of models that keep their vectors. `predictions` returns a model's prediction table."""
+    """Plans and ends the runs of models that keep their vectors. Calls `give_way` between the parts of long work.
+
+    `predictions` returns a model's prediction table.
+    """
 
     settings: Settings
     ledger: Ledger
     predictions: Callable[[str], Table]
+    give_way: Callable[[], None] = lambda: None
 
     def plan(self, run: RunRecord, version: VersionRecord, rows: int) -> tuple[dict[str, str | int], Base | None]:
         """Return fields for the run's record, and the run whose rows it carries over; None if it scores all rows."""
@@ -81,7 +85,8 @@ class Deltas:
         manifest = generations.manifest(number)
         if manifest is not None and base.manifest is not None:
             event_time = self.settings.models[run.model].event_time_column
-            generations.copy(base.manifest, manifest, as_of=copied_at(run, contract, event_time))
+            as_of = copied_at(run, contract, event_time)
+            generations.copy(base.manifest, manifest, as_of=as_of, give_way=self.give_way)
 
     def changes(self, run: RunRecord) -> list[str]:
         """Return in words why a delta run cannot go on; empty if it can."""
@@ -94,16 +99,19 @@ class Deltas:
         """Gather the vectors of a run whose chunks are done, and remove the rows that it has not met. May run twice.
 
         Raises:
-            SourceError: the vectors of a delta run cannot be read. Of another run they are given up.
+            SourceError: the vectors of a delta run cannot be read. Those of another run are given up, and its record
+                says so.
         """
         if run.rows_carried is not None:  # before its gates failed; now somebody forces it
             return
         try:
-            ours = merge_parts(self._folder(run.model, run.run_id), _facts_of(run), chunks=run.chunks_total or 0)
+            folder, chunks = self._folder(run.model, run.run_id), run.chunks_total or 0
+            ours = merge_parts(folder, _facts_of(run), chunks=chunks, give_way=self.give_way)
         except SourceError as error:
             if run.base_run:
                 raise
             log.warning("run.vectors_lost", run_id=run.run_id, error=error.message)
+            self.ledger.note(run, error=f"the next delta run will score all rows: {error.message}")
             return
         if run.base_run:
             removed = self._remove(run, earlier_vectors(self.settings, run.model, run.base_run), ours)
@@ -140,6 +148,9 @@ class Deltas:
             raise NoBase("the files of the model version have changed since")
         if batch.parquet_path and not _is_complete(facts.parquet_folder):
             raise NoBase(f"the Parquet parts of run {run_id} are gone")
+        stored = vectors.rows if manifest is None else self.predictions(run.model).generations.count(manifest)
+        if stored != vectors.rows:
+            raise NoBase(f"{stored:,} rows of run {run_id} are left in Redis, of {vectors.rows:,}")
         if run.trigger is Trigger.BEAT and facts.deltas + 1 >= batch.full_every:
             raise NoBase(f"full_every is {batch.full_every}, and it follows {facts.deltas} delta runs")
         return Base(facts, manifest)
@@ -186,6 +197,7 @@ class Deltas:
             buckets = np.unique(np.concatenate([part for _, part in gone]) % np.uint32(manifest.buckets))
 
             def is_gone(fields: pa.Array) -> npt.NDArray[np.bool_]:
+                self.give_way()
                 found = hash_ids(fields)
                 mask: npt.NDArray[np.bool_] = (
                     hashes[np.minimum(np.searchsorted(hashes, found), len(hashes) - 1)] == found

@@ -84,9 +84,9 @@ class Runs:
         self._ledger = Ledger(client, keys)
         self._retention = QuarantineRetention(settings, client, keys)
         active_sets = ActiveSets(client, keys)
-        deltas = Deltas(settings, self._ledger, self._tables.predictions)
-        self._planner = Planner(settings, self._ledger, registry, self._tables, active_sets, inspect, deltas)
         give_way = Yielding(client, keys, settings.realtime_queues).give_way
+        deltas = Deltas(settings, self._ledger, self._tables.predictions, give_way)
+        self._planner = Planner(settings, self._ledger, registry, self._tables, active_sets, inspect, deltas)
         self._differ = Differ(settings, self._ledger, self._tables, registry)
         publisher = Publisher(settings, self._ledger, keys, self._tables, deltas, self._differ.compare, give_way)
         self._reconciler = Reconciler(

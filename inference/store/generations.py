@@ -128,11 +128,18 @@ class Generations:
         )
         self._client.send_in_bulk(window, self._pace)
 
-    def copy(self, base: Manifest, manifest: Manifest, *, as_of: float | None = None) -> None:
+    def copy(
+        self,
+        base: Manifest,
+        manifest: Manifest,
+        *,
+        as_of: float | None = None,
+        give_way: Callable[[], None] = lambda: None,
+    ) -> None:
         """Copy all rows of generation `base` inside Redis, before anybody writes into the copy; may run twice.
 
         `as_of`: of all copies, in epoch seconds; None to keep theirs. Both generations have the same number of buckets
-        and the same fields, and keys of one slot of a cluster for each bucket.
+        and the same fields, and keys of one slot of a cluster for each bucket. `give_way`: called before each piece.
 
         Raises:
             UnknownFormat: another release began a generation in an unknown format.
@@ -144,11 +151,14 @@ class Generations:
         forms = self._bucket_form(base), self._bucket_form(manifest)
         size = _AGED_PER_PIECE if age else _COPIED_PER_PIECE
         parts = (range(at, min(at + size, base.buckets)) for at in range(0, base.buckets, size))
-        pieces = (
-            BulkCommands(encode_copies(forms, part, script=script, deadline=deadline, as_of=age), len(part))
-            for part in parts
-        )
-        self._client.send_in_bulk(pieces, Pace(self._pace.share))
+
+        def pieces() -> Iterator[BulkCommands]:
+            for part in parts:
+                give_way()
+                data = encode_copies(forms, part, script=script, deadline=deadline, as_of=age)
+                yield BulkCommands(data, len(part))
+
+        self._client.send_in_bulk(pieces(), Pace(self._pace.share))
 
     def set_ages(self, manifest: Manifest, ids: Any, as_of: npt.NDArray[np.float64]) -> None:
         """Replace the ages of rows that the generation holds; may run twice. `ids` and `as_of`: as for `write`.

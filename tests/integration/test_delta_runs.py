@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from inference.batch import RunState, RunView, Trigger
+from inference.batch.active_set import ActiveSet, ActiveSets
 from inference.batch.ledger import Ledger
 from inference.errors import BadInput, Conflict
 from inference.models import ModelRegistry
 from inference.redis.clients import Client
 from inference.redis.keys import TableKind
 from inference.settings import BatchSettings, ModelSettings, Settings
+from inference.sources import hash_ids
 from inference.store import Manifest
 from inference.store.codec import stored_id
 from inference.store.generations import Generations
@@ -40,6 +44,7 @@ class DeltaWorld(World):
     """A deployment whose model keeps vectors; `dated`: its table has event times."""
 
     dated = False
+    fallbacks: Sequence[dict[str, Any]] = ()
 
     def configure(self, **batch: Any) -> None:
         own = {
@@ -50,6 +55,7 @@ class DeltaWorld(World):
             features=str(self.root / "t.parquet"),
             event_time_column="at" if self.dated else None,
             batch=BatchSettings(**own),
+            fallbacks=self.fallbacks,
         )
         self.settings = Settings(models={"m": model})
         self.settings._root = self.root
@@ -348,6 +354,125 @@ def test_a_worker_that_does_not_see_the_shared_folder_ends_the_run_in_one_line(w
     done = world.finish(run)
     assert done.state is RunState.FAILED
     assert "delta_path must be a folder that all batch and maintenance workers share" in (done.error or "")
+
+
+def test_rows_that_redis_lost_are_scored_anew_and_the_run_says_so(world: DeltaWorld) -> None:
+    world.configure()
+    world.write(numbered(200))
+    first = world.publish()
+    world.client.delete(TABLE.bucket(first.generation or 0, 0))
+    done = world.publish()
+    assert "rows of run" in (done.full_reason or "")
+    assert (done.full_reason or "").endswith("are left in Redis, of 200")
+    assert world.answers(*(f"e{i}" for i in range(200))) == [2.0 * i for i in range(200)]
+    assert world.publish().full_reason is None
+
+
+@pytest.mark.parametrize("lost", ["of what serves", "of the copy"])
+def test_rows_that_redis_loses_in_mid_run_are_not_missing_in_what_serves(world: DeltaWorld, lost: str) -> None:
+    world.configure()
+    world.write(numbered(200))
+    first = world.publish()
+    world.write(numbered(200, e3=-3.0))
+    run = world.request(delta=True)
+    world.runs.reconcile("m")
+    generation = first.generation if lost == "of what serves" else world.runs.show(run.run_id).generation
+    for bucket in range(2):
+        world.client.delete(TABLE.bucket(generation or 0, bucket))
+    done = world.finish(run)
+    if lost == "of what serves":
+        assert (done.state, world.answers("e3", "e4", "e199")) == (RunState.PUBLISHED, [-6.0, 8.0, 398.0])
+        world.runs.rollback("m")  # to the generation with lost rows
+        assert "are left in Redis" in (world.publish().full_reason or "")
+    else:
+        assert (done.state, failed_gates(done)) == (RunState.FAILED, ["coverage"])
+        assert world.publish().full_reason is None  # what serves is whole
+    assert world.answers("e3", "e4", "e199") == [-6.0, 8.0, 398.0]
+
+
+def test_a_lost_folder_makes_one_full_run(world: DeltaWorld) -> None:
+    world.configure()
+    world.write(numbered(50))
+    world.publish()
+    shutil.rmtree(world.root / ".forecache/delta")
+    assert "kept no vectors, or they were lost" in (world.publish().full_reason or "")
+    assert world.publish().rows_carried == 50
+
+
+def test_a_folder_without_room_costs_a_full_run_nothing_and_is_named_by_a_delta_run(
+    world: DeltaWorld,
+) -> None:
+    world.configure()
+    world.write(numbered(50))
+    (world.root / ".forecache").mkdir(exist_ok=True)
+    (world.root / ".forecache/delta").write_text("a file")
+    done = world.finish(world.request(delta=True))
+    assert (done.state, world.answers("e49")) == (RunState.PUBLISHED, [98.0])
+    assert (done.error or "").startswith("the next delta run will score all rows: ")
+    assert "delta_path must be a folder" in (done.error or "")
+    assert "kept no vectors" in (world.finish(world.request(delta=True)).full_reason or "")
+
+    (world.root / ".forecache/delta").unlink()
+    world.publish()
+    run = world.request(delta=True)
+    world.runs.reconcile("m")
+    (world.root / ".forecache/delta/m" / run.run_id).write_text("in the way")
+    world.work(1)
+    assert "delta_path cannot be written to: " in (world.runs.details(run.run_id).last_error or "")
+    (world.root / ".forecache/delta/m" / run.run_id).unlink()
+    assert world.runs.cancel(run.run_id).state is RunState.CANCELLED
+
+
+def test_copies_merges_and_carried_rows_give_way_to_requests(
+    world: DeltaWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[str | None] = []
+
+    class Yields:
+        def __init__(self, *_: object) -> None: ...
+
+        def give_way(self, device: str | None = None) -> None:
+            devices.append(device)
+
+    monkeypatch.setattr("inference.batch.runs.Yielding", Yields)
+    world.configure()
+    world.write(numbered(50))
+    world.publish()
+    assert devices.count("cpu-1") == 4  # its model calls
+    world.write(numbered(40))
+    run = world.request(delta=True)
+    steps = []
+    for step in (lambda: world.runs.reconcile("m"), world.work, lambda: world.runs.reconcile("m")):
+        devices.clear()
+        step()
+        steps.append((len(devices), set(devices)))
+    assert world.runs.show(run.run_id).state is RunState.PUBLISHED
+    # a piece of the copy; two chunks without a model call; a piece of the merge, and a removal
+    assert steps == [(1, {None}), (2, {None}), (2, {None})]
+
+
+@pytest.mark.parametrize("way", [{"feature_table": True}, {"parquet_path": "out"}])
+def test_a_delta_run_of_another_active_set_stores_what_a_full_run_would(
+    world: DeltaWorld, monkeypatch: pytest.MonkeyPatch, way: dict[str, Any]
+) -> None:
+    world.fallbacks = [{"kind": "function", "name": "f", "function": "package.module:name"}]
+    world.configure(entities="asked within 3d", new_entities=False, min_size_ratio=0.0, **way)
+    chosen: list[range] = [range(60), range(30, 80)]
+
+    def choose(_: object, name: str, model: ModelSettings, **kwargs: Any) -> ActiveSet:
+        ids = filters.hashes(pa.array([f"e{i}" for i in chosen[0]]))
+        return ActiveSet(model.batch.entities, filters=filters, chooses=lambda found: np.isin(found, ids))
+
+    filters: Any = SimpleNamespace(hashes=lambda ids: hash_ids(ids), history=lambda hashes: hashes)
+    monkeypatch.setattr(ActiveSets, "open", choose)
+    world.write(numbered(100))
+    world.publish()
+    del chosen[0]
+    world.write(numbered(100, e40=-1.0, e99=-1.0))
+    done = world.publish()
+    assert (done.full_reason, done.rows_carried, done.rows_rescored, done.rows_removed) == (None, 29, 21, 30)
+    ours, theirs = (world.stored(run.generation) for run in (done, world.publish(delta=False)))
+    assert {place: row[4:] for place, row in ours.items()} == {place: row[4:] for place, row in theirs.items()}
 
 
 def test_a_partial_run_is_no_delta_run(world: DeltaWorld) -> None:

@@ -60,19 +60,25 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     # executors load a library of models as workers do: TensorFlow is the one that costs
     export_models({folder / "model" / "1": "sum:2:0.001"})
     write_features(folder / "model", [{"name": name, "dtype": "float32"} for name in ("a", "b")])
-    rng = np.random.default_rng(7)
-    columns = {"entity_id": [f"e{i}" for i in range(_ROWS)]} | {
-        name: rng.normal(size=_ROWS).astype(np.float32) for name in ("a", "b")
-    }
-    pq.write_table(pa.table(columns), folder / "t.parquet", row_group_size=5_000)
+    _write_table(folder)
     with stack:
         stack.start("gpu", "maintenance", "api")
         stack.wait_ready(150)
         yield stack
 
 
-def _start(stack: Stack, engine: str) -> str:
-    body = {"model": "m", "engine": engine}
+def _write_table(folder: Path, *, changed: int = 0) -> None:
+    """Write the table; the first `changed` rows hold other values than without."""
+    rng = np.random.default_rng(7)
+    columns = {name: rng.normal(size=_ROWS).astype(np.float32) for name in ("a", "b")}
+    columns["a"][:changed] += 1
+    table = pa.table({"entity_id": [f"e{i}" for i in range(_ROWS)], **columns})
+    pq.write_table(table, folder / "new", row_group_size=5_000)
+    (folder / "new").replace(folder / "t.parquet")
+
+
+def _start(stack: Stack, engine: str, **fields: Any) -> str:
+    body = {"model": "m", "engine": engine, **fields}
     run_id: str = httpx.post(f"{stack.url}/runs", json=body).raise_for_status().json()["run_id"]
     return run_id
 
@@ -165,6 +171,20 @@ def test_a_run_goes_on_under_spark_submit_while_maintenance_is_away(stack: Stack
     finally:
         stack.start("maintenance")
     _assert_published(stack, run_id)
+
+
+def test_a_delta_run_on_spark_scores_only_what_changed_and_stores_what_a_full_run_would(stack: Stack) -> None:
+    before = stack.wait_run(_start(stack, "celery", delta=True), 200)  # keeps what tells which rows change
+    assert (before["state"], before["engine"]) == ("published", "celery")
+    expected = _served(stack)
+    _write_table(stack.folder, changed=100)
+    try:
+        done = _assert_published(stack, _start(stack, "spark", delta=True))
+    finally:
+        _write_table(stack.folder)
+    assert (done["full_reason"], done["rows_carried"], done["rows_rescored"]) == (None, _ROWS - 100, 100)
+    expected[:100] += 1
+    np.testing.assert_allclose(_served(stack), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_what_spark_refuses_fails_the_run_in_its_own_words(stack: Stack) -> None:

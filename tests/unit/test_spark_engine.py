@@ -116,7 +116,7 @@ def test_an_executor_gives_way_to_requests_before_each_call(tmp_path: Path, monk
         def __init__(self, client: object, keys: object, queues: tuple[str, ...]) -> None:
             built.append(tuple(queues))
 
-        def give_way(self, device: str) -> None:
+        def give_way(self, device: str | None) -> None:
             raise NotImplementedError
 
     monkeypatch.setattr(executor, "Yielding", Yields)

@@ -14,6 +14,7 @@ from app.cli.doctor.tables import (
     TableSize,
     check_disk,
     check_table,
+    filters_to_come,
     memory_finding,
     open_table,
     overlay_bytes,
@@ -83,7 +84,7 @@ class Checkup:
         self._cache = cache
         #: None: Redis does not answer
         self._deployment = deployment if isinstance(cache, Server) else None
-        #: model → the sizes of its tables, and the bytes of answers computed on demand
+        #: model → the sizes of its tables, and the bytes of answers computed on demand and of filters to come
         self._sizes: dict[str, tuple[list[TableSize], float]] = {}
 
     def checks(self) -> dict[CheckName, Findings]:
@@ -113,7 +114,7 @@ class Checkup:
         if not isinstance(self._cache, Server):
             return not_checked(Check.REDIS, "memory")
         sizes = [size for of_model, _ in list(self._sizes.values()) for size in of_model]
-        return memory_finding(self._cache.info, sizes, sum(overlay for _, overlay in list(self._sizes.values())))
+        return memory_finding(self._cache.info, sizes, sum(to_come for _, to_come in list(self._sizes.values())))
 
     def _queues(self) -> list[Finding]:
         rosters = self._rosters()
@@ -148,7 +149,8 @@ class Checkup:
             client, keys = self._deployment.cache, self._deployment.keys
             outputs = record.signature.outputs if record else ()
             sizes = table_sizes(client, keys, name, source_rows=rows, outputs=outputs)
-            self._sizes[name] = sizes, overlay_bytes(client, keys, name, model, rows)
+            to_come = overlay_bytes(client, keys, name, model, rows) + filters_to_come(client, keys, name, model, rows)
+            self._sizes[name] = sizes, to_come
         return [check_table(name, model, table, record), *check_disk(self._settings, name, model, rows, record)]
 
     def _schedule(self, name: str, model: ModelSettings) -> list[Finding]:
