@@ -21,6 +21,7 @@ import pytest
 
 import inference.engines.spark
 from tests.support.models import export_models, write_features
+from tests.support.plain_models import write_slow_sum_model
 from tests.support.redis_server import missing
 from tests.support.stack import Stack, child_environment, wait_for
 
@@ -47,14 +48,25 @@ features = "t.parquet"
 master = "local[1]"
 conf = { "spark.executor.heartbeatInterval" = "soon" }
 """
+#: one that needs no library of models
+_DELTA_TOML = """
+[models.m]
+path = "model"
+allow_code = true
+features = "t.parquet"
+[models.m.batch]
+rows_per_chunk = 5000
+parquet_path = "out/{run_id}"
+delta = true
+[models.m.batch.spark]
+master = "local[2]"
+conf = { "spark.ui.enabled" = "false" }
+"""
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    if importlib.util.find_spec("pyspark") is None:
-        missing("PySpark")
-    if shutil.which("java") is None:
-        missing("java")
+    _check_spark()
     folder = tmp_path_factory.mktemp("spark")
     stack = Stack(folder, _TOML)
     # executors load a library of models as workers do: TensorFlow is the one that costs
@@ -67,14 +79,22 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
-def _write_table(folder: Path, *, changed: int = 0) -> None:
-    """Write the table; the first `changed` rows hold other values than without."""
+def _check_spark() -> None:
+    if importlib.util.find_spec("pyspark") is None:
+        missing("PySpark")
+    if shutil.which("java") is None:
+        missing("java")
+
+
+def _write_table(folder: Path, *, changed: int = 0) -> np.ndarray[Any, Any]:
+    """Write the table, and return its rows' sums; the first `changed` rows hold other values than without."""
     rng = np.random.default_rng(7)
     columns = {name: rng.normal(size=_ROWS).astype(np.float32) for name in ("a", "b")}
     columns["a"][:changed] += 1
     table = pa.table({"entity_id": [f"e{i}" for i in range(_ROWS)], **columns})
     pq.write_table(table, folder / "new", row_group_size=5_000)
     (folder / "new").replace(folder / "t.parquet")
+    return columns["a"] + columns["b"]
 
 
 def _start(stack: Stack, engine: str, **fields: Any) -> str:
@@ -173,18 +193,20 @@ def test_a_run_goes_on_under_spark_submit_while_maintenance_is_away(stack: Stack
     _assert_published(stack, run_id)
 
 
-def test_a_delta_run_on_spark_scores_only_what_changed_and_stores_what_a_full_run_would(stack: Stack) -> None:
-    before = stack.wait_run(_start(stack, "celery", delta=True), 200)  # keeps what tells which rows change
-    assert (before["state"], before["engine"]) == ("published", "celery")
-    expected = _served(stack)
-    _write_table(stack.folder, changed=100)
-    try:
+def test_a_delta_run_on_spark_scores_only_what_changed_and_stores_what_a_full_run_would(tmp_path: Path) -> None:
+    _check_spark()
+    with Stack(tmp_path, _DELTA_TOML) as stack:
+        write_slow_sum_model(tmp_path / "model", ["a", "b"], seconds=0.0)
+        expected = _write_table(tmp_path)
+        stack.start("gpu", "maintenance", "api")
+        stack.wait_ready(150)
+        before = stack.wait_run(_start(stack, "celery"), 200)  # keeps what tells which rows change
+        assert (before["state"], before["engine"]) == ("published", "celery")
+        np.testing.assert_allclose(_served(stack), expected, rtol=1e-5, atol=1e-6)
+        expected = _write_table(tmp_path, changed=100)
         done = _assert_published(stack, _start(stack, "spark", delta=True))
-    finally:
-        _write_table(stack.folder)
-    assert (done["full_reason"], done["rows_carried"], done["rows_rescored"]) == (None, _ROWS - 100, 100)
-    expected[:100] += 1
-    np.testing.assert_allclose(_served(stack), expected, rtol=1e-5, atol=1e-6)
+        assert (done["full_reason"], done["rows_carried"], done["rows_rescored"]) == (None, _ROWS - 100, 100)
+        np.testing.assert_allclose(_served(stack), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_what_spark_refuses_fails_the_run_in_its_own_words(stack: Stack) -> None:
