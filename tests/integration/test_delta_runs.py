@@ -32,7 +32,7 @@ from tests.integration.test_runs import KEYS, World, failed_gates, record
 from tests.support.leaks import leaked_keys
 from tests.support.plain_models import write_slow_sum_model
 from tests.support.runs_rig import CALL_S, MODEL, Rig
-from tests.support.stack import run_cli_json
+from tests.support.stack import run_cli_json, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -484,9 +484,10 @@ def test_a_partial_run_is_no_delta_run(world: DeltaWorld) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_real_workers_killed_in_a_delta_run_cost_no_prediction_and_it_rolls_back(tmp_path: Path) -> None:
+def test_processes_killed_while_they_copy_and_score_cost_no_prediction_and_the_run_rolls_back(tmp_path: Path) -> None:
     rows, rng = 6_000, random.Random(5)
-    rig = Rig(tmp_path, batch="delta = true")
+    # copies in pieces with rests, so that a kill meets one
+    rig = Rig(tmp_path, batch="delta = true\nwrite_share = 0.005")
     write_slow_sum_model(rig.stack.folder / "model", ["a", "b"], seconds=CALL_S)
     rig.write_table(50, offset=0, name="tick.parquet")
 
@@ -502,6 +503,10 @@ def test_real_workers_killed_in_a_delta_run_cost_no_prediction_and_it_rolls_back
         entries = rig.table.read([f"e{i}" for i in range(rows)])
         return {f"e{i}": next(iter(e.values.values())) for i, e in enumerate(entries) if e is not None}
 
+    def copied(run_id: str) -> int:
+        generations = rig.table.generations
+        return sum(generations.count(one) for one in generations.all() if one.run_id == run_id)
+
     with rig.stack as stack:
         stack.start("gpu", "gpu-2", "maintenance", "api")
         stack.wait_ready(150)
@@ -509,6 +514,9 @@ def test_real_workers_killed_in_a_delta_run_cost_no_prediction_and_it_rolls_back
         assert rig.end(rig.request())["state"] == "published"
         second = write(7, rows - 200)
         run_id = rig.request(delta=True)
+        wait_for(lambda: 0 < copied(run_id) < rows, "a copy in progress", 60)
+        stack.kill("maintenance")
+        stack.start("maintenance")
         for _ in range(3):
             rig.kill_at_work(["gpu", "gpu-2"], rng)
         stack.kill("maintenance")

@@ -85,7 +85,7 @@ class Checkup:
         #: None: Redis does not answer
         self._deployment = deployment if isinstance(cache, Server) else None
         #: model → the sizes of its tables, and the bytes of answers computed on demand and of filters to come
-        self._sizes: dict[str, tuple[list[TableSize], float]] = {}
+        self._sizes: dict[str, tuple[list[TableSize], float, float]] = {}
 
     def checks(self) -> dict[CheckName, Findings]:
         """Return the checks, with separate ones for each model."""
@@ -113,8 +113,10 @@ class Checkup:
         """Return the finding about Redis' memory, by the tables that were checked in time."""
         if not isinstance(self._cache, Server):
             return not_checked(Check.REDIS, "memory")
-        sizes = [size for of_model, _ in list(self._sizes.values()) for size in of_model]
-        return memory_finding(self._cache.info, sizes, sum(to_come for _, to_come in list(self._sizes.values())))
+        known = list(self._sizes.values())
+        sizes = [size for of_model, _, _ in known for size in of_model]
+        overlay, filters = sum(one for _, one, _ in known), sum(one for _, _, one in known)
+        return memory_finding(self._cache.info, sizes, overlay, filters)
 
     def _queues(self) -> list[Finding]:
         rosters = self._rosters()
@@ -149,8 +151,8 @@ class Checkup:
             client, keys = self._deployment.cache, self._deployment.keys
             outputs = record.signature.outputs if record else ()
             sizes = table_sizes(client, keys, name, source_rows=rows, outputs=outputs)
-            to_come = overlay_bytes(client, keys, name, model, rows) + filters_to_come(client, keys, name, model, rows)
-            self._sizes[name] = sizes, to_come
+            overlay = overlay_bytes(client, keys, name, model, rows)
+            self._sizes[name] = sizes, overlay, filters_to_come(client, keys, name, model, rows)
         return [check_table(name, model, table, record), *check_disk(self._settings, name, model, rows, record)]
 
     def _schedule(self, name: str, model: ModelSettings) -> list[Finding]:

@@ -219,17 +219,22 @@ def filters_to_come(cache: Client, keys: Keys, name: str, model: ModelSettings, 
     return max(needed - held, 0)
 
 
-def memory_finding(info: Mapping[str, Any], sizes: Sequence[TableSize], others_to_come: float) -> Finding:
+def memory_finding(
+    info: Mapping[str, Any], sizes: Sequence[TableSize], overlay: float, filters: float = 0.0
+) -> Finding:
     """Compare the needed memory and the memory of other data with the server's limit.
 
-    `others_to_come`: the bytes of answers computed on demand, and of filters.
+    `overlay`: the bytes of answers computed on demand; `filters`: those of `filters_to_come`.
     """
     limit = float(info.get("maxmemory") or info.get("total_system_memory") or 0)
-    needed = sum(size.needed_bytes for size in sizes) + others_to_come
+    needed = sum(size.needed_bytes for size in sizes) + overlay
     others = max(float(info.get("used_memory", 0)) - sum(size.held_bytes for size in sizes), 0.0)
     how = "measured" if sizes and all(size.measured for size in sizes) else "estimated"
-    detail = f"{GENERATIONS} generations, answers on demand and new filters take {size_text(needed)} ({how}), all else "
-    detail += size_text(others)
+    detail = f"{GENERATIONS} generations and answers on demand take {size_text(needed)} ({how}), "
+    if filters:
+        detail += f"days of the access log to come up to {size_text(filters)}, "
+        needed += filters
+    detail += f"all else {size_text(others)}"
     if not limit:
         return ok(Check.REDIS, "memory", f"{detail}; it does not tell how much it may take")
     detail += f", of {size_text(limit)} ({'maxmemory' if info.get('maxmemory') else 'all of its machine'})"

@@ -112,14 +112,17 @@ def test_three_generations_must_fit_beside_all_else() -> None:
     assert memory_finding(info, [table(10)], 50.0).status is Status.ERROR  # 900 + 50 + 60
     assert memory_finding(info, [table(10)], 0.0).status is Status.WARNING
     assert memory_finding({**info, "maxmemory": 1100}, [table(10)], 0.0).status is Status.WARNING
-    assert memory_finding({**info, "maxmemory": 2000}, [table(10)], 0.0).status is Status.OK
+    roomy = memory_finding({**info, "maxmemory": 2000}, [table(10)], 0.0)
+    assert (roomy.status, "access log" in roomy.detail) == (Status.OK, False)
+    tight = memory_finding({**info, "maxmemory": 2000}, [table(10)], 0.0, 1000.0)
+    assert (tight.status, "days of the access log to come up to 1.0 kB" in tight.detail) == (Status.WARNING, True)
 
 
 def test_without_a_limit_of_its_own_it_is_the_machines() -> None:
     info = {"maxmemory": 0, "total_system_memory": 800, "used_memory": 0}
     found = memory_finding(info, [table(10)], 0.0)
     assert found.status is Status.ERROR
-    assert found.detail.startswith("too little: 3 generations, answers on demand and new filters take 900 B (measured)")
+    assert found.detail.startswith("too little: 3 generations and answers on demand take 900 B (measured)")
     assert memory_finding({}, [table(10)], 0.0).status is Status.OK
 
 
