@@ -258,7 +258,7 @@ _POLL_S = 0.5
 #: a live maintenance worker prepares a queued run within seconds
 _NO_WORKER_AFTER_S = 10.0
 _NO_WORKER = "no worker has taken it up yet: is `forecache up`, or a maintenance worker, running?"
-#: a delta run is queued until its copy is whole: 13 s for ten million rows
+#: a delta run is queued until its copy is whole
 _COPIES = "Redis copies the rows that are carried over; or "
 _LEGEND = "# done  > being scored  o waiting for a worker  + some done  . not sent yet"
 
@@ -284,7 +284,7 @@ def until_over(
     while not view.state.is_over:
         draw(view)
         if view.state.value == "queued" and waited_s == _NO_WORKER_AFTER_S:
-            say(_COPIES + _NO_WORKER if view.delta else _NO_WORKER)
+            say(_COPIES + _NO_WORKER if view.kind.value == "delta" else _NO_WORKER)
         sleep(_POLL_S)
         waited_s += _POLL_S
         view = look(view.run_id)

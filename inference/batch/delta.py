@@ -79,14 +79,12 @@ class Deltas:
             facts["base_generation"] = base.manifest.number
         return facts, base
 
-    def copy(self, run: RunRecord, base: Base, number: int, contract: FeatureContract) -> None:
+    def copy(self, run: RunRecord, base: Base, number: int) -> None:
         """Copy the rows of the base into the run's generation, which nobody has written into yet."""
         generations = self.predictions(run.model).generations
         manifest = generations.manifest(number)
         if manifest is not None and base.manifest is not None:
-            event_time = self.settings.models[run.model].event_time_column
-            as_of = copied_at(run, contract, event_time)
-            generations.copy(base.manifest, manifest, as_of=as_of, give_way=self.give_way)
+            generations.copy(base.manifest, manifest, give_way=self.give_way)
 
     def changes(self, run: RunRecord) -> list[str]:
         """Return in words why a delta run cannot go on; empty if it can."""
@@ -138,7 +136,7 @@ class Deltas:
 
     def _base(self, run: RunRecord, version: VersionRecord, rows: int) -> Base:
         batch = self.settings.models[run.model].batch
-        manifest = self._serving(run.model, version, rows) if batch.prediction_table else None
+        manifest = self._serving(run, version, rows) if batch.prediction_table else None
         run_id = manifest.run_id if manifest else self._last_parquet(run)
         vectors = self._vectors(run.model, run_id or "")
         facts = vectors.facts
@@ -155,12 +153,14 @@ class Deltas:
             raise NoBase(f"full_every is {batch.full_every}, and it follows {facts.deltas} delta runs")
         return Base(facts, manifest)
 
-    def _serving(self, model: str, version: VersionRecord, rows: int) -> Manifest:
-        table = self.predictions(model)
-        number = table.pointer().current
-        manifest = None if number is None else table.generations.manifest(number)
+    def _serving(self, run: RunRecord, version: VersionRecord, rows: int) -> Manifest:
+        table = self.predictions(run.model)
+        manifest, _ = table.generations.published()
         if manifest is None:
             raise NoBase("no generation serves yet")
+        number, event_time = manifest.number, self.settings.models[run.model].event_time_column
+        if manifest.rows_as_of is not None and copied_at(run, version.contract, event_time) is None:
+            raise NoBase(f"generation {number} has no event times")
         if manifest.format != GENERATION_FORMAT:
             raise NoBase(f"generation {number} was written by an earlier release")
         if manifest.run_id is None or manifest.fields != version.signature.outputs:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from inference.batch.active_set import ActiveSet, ActiveSets
 from inference.batch.comparison.differences import check_comparable
-from inference.batch.delta import Base, Deltas
+from inference.batch.delta import Base, Deltas, copied_at
 from inference.batch.gates import Gate, entities_gate
 from inference.batch.ledger import KEEP_RUNS, Ledger, is_the_runs_fault
 from inference.batch.paths import check_source, run_folder
@@ -188,10 +188,11 @@ class Planner:
     ) -> None:
         """Open the run's generations, fill them with the rows of `base`, and let workers score the run's chunks."""
         rows, outside = int(facts["rows_total"]), int(facts.get("rows_outside", 0))
-        opened = self.tables.open(run, version, model.batch, rows=rows, outside=outside)
+        as_of = None if base is None else copied_at(run, version.contract, model.event_time_column)
+        opened = self.tables.open(run, version, model.batch, rows=rows, outside=outside, rows_as_of=as_of)
         numbers = {run.field_of(kind): number for kind, number in opened.items()}
         if base is not None and TableKind.PREDICTIONS in opened:
-            self.deltas.copy(run, base, opened[TableKind.PREDICTIONS], version.contract)
+            self.deltas.copy(run, base, opened[TableKind.PREDICTIONS])
         try:
             self.ledger.move(run, RunState.RUNNING, expected=[RunState.QUEUED], **facts, **numbers)
         except Conflict:  # cancelled meanwhile

@@ -71,11 +71,19 @@ class RunTables:
         return self.table(TableKind.PREDICTIONS, model)
 
     def open(
-        self, run: RunRecord, version: VersionRecord, batch: BatchSettings, *, rows: int, outside: int = 0
+        self,
+        run: RunRecord,
+        version: VersionRecord,
+        batch: BatchSettings,
+        *,
+        rows: int,
+        outside: int = 0,
+        rows_as_of: float | None = None,
     ) -> dict[TableKind, int]:
         """Open an empty generation in each table that the settings turn on; return their numbers.
 
-        `outside`: how many of the rows are not scored, so that only their features are stored.
+        `outside`: how many of the rows are not scored, so that only their features are stored. `rows_as_of`: of all
+        predictions; None if each has its own.
         """
         # a shadow run leaves nothing behind that serves
         features = batch.feature_table and not run.shadow
@@ -102,6 +110,7 @@ class RunTables:
                     keep_s=batch.keep,
                     run_id=run.run_id,
                     like=like,
+                    rows_as_of=rows_as_of if kind is TableKind.PREDICTIONS else None,
                 )
                 opened[kind] = manifest.number
         return opened

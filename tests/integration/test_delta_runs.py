@@ -74,13 +74,15 @@ class DeltaWorld(World):
         return done
 
     def stored(self, generation: int | None) -> dict[tuple[str, bytes], bytes]:
-        """Bucket and stored id → row, as it lies in Redis."""
-        assert generation is not None
-        start = f"{TABLE.generation(generation)}:"
+        """Bucket and stored id → row, as it lies in Redis, with the age that readers take it for."""
+        manifest = self.table.generations.manifest(generation or 0)
+        assert manifest is not None
+        start, age = f"{TABLE.generation(manifest.number)}:", manifest.rows_as_of
+        of_all = None if age is None else age.to_bytes(4, "little")
         keys: Any = self.client.keys(f"{start}*")
         assert all(self.client.ttl(key) > 0 for key in keys)
         return {
-            (key.decode().removeprefix(start), field): row
+            (key.decode().removeprefix(start), field): row if of_all is None else of_all + row[4:]
             for key in keys
             for field, row in self.client.hgetall(key).items()
         }
@@ -135,6 +137,8 @@ def test_a_delta_run_stores_what_a_full_run_would(world: DeltaWorld, dated: bool
         world.write(rows)
         asked = world.model.rows
         delta = world.publish()
+        read = dict(zip(rows, world.table.read(list(rows)), strict=True))
+        block = world.table.read_block(list(rows))
         scored = world.model.rows - asked
         same = [name for name in rows if name in old and rows[name][0] == old[name][0]]
         assert (delta.full_reason, delta.rows_carried, delta.rows_rescored) == (None, len(same), scored)
@@ -154,6 +158,10 @@ def test_a_delta_run_stores_what_a_full_run_would(world: DeltaWorld, dated: bool
         for name, (_, at) in rows.items():
             expected = begun if at is None or not dated else min(at, manifest_time(world, delta))
             assert ages[stored_id(name)] == int(expected)
+            assert (entry := read[name]) is not None
+            assert entry.as_of == int(expected)
+        assert block is not None
+        assert block.as_of.tolist() == [ages[stored_id(name)] for name in rows]
         assert {name: value for name, (value, _) in world.parts(delta).items()} == {
             name: value for name, (value, _) in world.parts(full).items()
         }
