@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from inference.redis.clients import Client
 from inference.redis.keys import TableKind
 from inference.settings import BatchSettings, ModelSettings, Settings
 from inference.sources import hash_ids
-from inference.store import Manifest
+from inference.store import Manifest, Origin
 from inference.store.codec import stored_id
 from inference.store.generations import Generations
 from tasks.maintenance import start_run
@@ -483,6 +484,24 @@ def test_a_delta_run_of_another_active_set_stores_what_a_full_run_would(
     assert {place: row[4:] for place, row in ours.items()} == {place: row[4:] for place, row in theirs.items()}
 
 
+def test_carried_rows_are_newer_than_answers_of_the_time_before(world: DeltaWorld) -> None:
+    world.configure()
+    world.write(numbered(50))
+    first = world.publish()
+    begun = world.runs._ledger.load(first.run_id).created_at
+    answer: Any = {"y": np.array([5.0], np.float32)}
+    for name, at in (("e1", begun + 1), ("e2", begun + 3600)):  # computed on demand
+        world.table.overlay.upsert(
+            [name], record().signature.outputs, answer, as_of=np.array([at]), computed_at=at,
+            model_version=1, origin=Origin.REALTIME, keep_s=7200,
+        )  # fmt: skip
+    assert world.answers("e1", "e2") == [5.0, 5.0]
+    time.sleep(max(0.0, int(begun + 2) + 0.01 - time.time()))  # ages are whole seconds
+    done = world.publish()
+    assert done.rows_carried == 50
+    assert world.answers("e1", "e2") == [2.0, 5.0]
+
+
 def test_a_partial_run_is_no_delta_run(world: DeltaWorld) -> None:
     world.configure()
     world.write(numbered(10))
@@ -494,8 +513,8 @@ def test_a_partial_run_is_no_delta_run(world: DeltaWorld) -> None:
 @pytest.mark.timeout(300)
 def test_processes_killed_while_they_copy_and_score_cost_no_prediction_and_the_run_rolls_back(tmp_path: Path) -> None:
     rows, rng = 6_000, random.Random(5)
-    # copies in pieces with rests, so that a kill meets one
-    rig = Rig(tmp_path, batch="delta = true\nwrite_share = 0.005")
+    # copying ends with a rest, so that a kill meets it before the run's record knows of the copy
+    rig = Rig(tmp_path, batch="delta = true\nwrite_share = 0.002")
     write_slow_sum_model(rig.stack.folder / "model", ["a", "b"], seconds=CALL_S)
     rig.write_table(50, offset=0, name="tick.parquet")
 
@@ -522,8 +541,9 @@ def test_processes_killed_while_they_copy_and_score_cost_no_prediction_and_the_r
         assert rig.end(rig.request())["state"] == "published"
         second = write(7, rows - 200)
         run_id = rig.request(delta=True)
-        wait_for(lambda: 0 < copied(run_id) < rows, "a copy in progress", 60)
+        wait_for(lambda: copied(run_id), "a copy", 60)
         stack.kill("maintenance")
+        assert stack.deployment.runs.show(run_id).state is RunState.QUEUED
         stack.start("maintenance")
         for _ in range(3):
             rig.kill_at_work(["gpu", "gpu-2"], rng)
