@@ -502,6 +502,17 @@ def test_carried_rows_are_newer_than_answers_of_the_time_before(world: DeltaWorl
     assert world.answers("e1", "e2") == [2.0, 5.0]
 
 
+def test_rows_that_get_event_times_are_scored_anew_since_those_before_share_one_age(world: DeltaWorld) -> None:
+    world.configure()
+    world.write(numbered(50))
+    world.publish()
+    assert world.publish().full_reason is None
+    world.dated = True
+    world.configure()
+    assert "has no event times" in (world.publish().full_reason or "")
+    assert [entry and entry.as_of for entry in world.table.read(["e1"])] == [DAY]
+
+
 def test_a_partial_run_is_no_delta_run(world: DeltaWorld) -> None:
     world.configure()
     world.write(numbered(10))
