@@ -10,6 +10,7 @@ import importlib.util
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ _LEAST_JAVA = 17
 _JAVA_ANSWERS_WITHIN_S = 30.0
 # openjdk version "17.0.15" …; before 9: "1.8.0_412"
 _JAVA_VERSION = re.compile(r'version "(?:1\.)?(\d+)')
+_LISTENS_WITHIN_S = 3.0
 #: for so long a check of a Ray cluster may take; Ray itself tries to connect for half a minute
 _RAY_ANSWERS_WITHIN_S = 90.0
 #: starts the line in which a driver says why it ends; Spark and Ray may write more after it
@@ -106,10 +108,33 @@ def check_engine(engine: Engine, model: ModelSettings) -> None:
     Raises:
         BadInput: the extra or Java is missing, Java is too old, or no Ray cluster of this version answers.
     """
-    check_installed(engine)
+    look_for_engine(engine, model)
     address = ray_address(model)
     if engine is Engine.RAY and address is not None:
         _check_ray(address)
+
+
+def look_for_engine(engine: Engine, model: ModelSettings) -> None:
+    """Check in some seconds that an engine is installed, and that its Ray cluster listens.
+
+    Raises:
+        BadInput: the extra or Java is missing, Java is too old, or nothing listens at `ray.address`.
+    """
+    check_installed(engine)
+    address = ray_address(model)
+    if engine is not Engine.RAY or address is None:
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isascii() and port.isdecimal()):  # `auto`, or what Ray itself refuses
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _LISTENS_WITHIN_S).close()
+    except (OSError, OverflowError) as error:  # left to itself, Ray tries for minutes and then aborts the process
+        raise BadInput(
+            f"engine 'ray': nothing listens at {address} ({error}): correct `ray.address`, or start the cluster "
+            "(`ray start --head`)",
+            field="engine",
+        ) from error
 
 
 def ray_address(model: ModelSettings) -> str | None:

@@ -204,6 +204,8 @@ def ray_sentence(address: str | None, error: Exception) -> str:
         return f"{where} runs another Ray or Python: {' '.join(lines)[:300]}; install the same versions here and there"
     if isinstance(error, ConnectionError):
         return f"{where} does not answer: correct `ray.address`, or start it (`ray start --head`): {lines[0][:200]}"
+    if isinstance(error, ValueError):
+        return f"{where} has an address that Ray refuses: correct `ray.address`: {lines[0][:200]}"
     return f"{where} gave up: {(lines or ['no reason given'])[-1 if 'Traceback' in said else 0][:300]}"
 
 

@@ -14,6 +14,7 @@ from inference.engines.ray_cluster import actor_options, ray_sentence
 from inference.engines.spark import spark_sentence
 from inference.errors import BadInput
 from inference.settings import BatchSettings, ModelSettings, RaySettings
+from tests.support.ports import free_port
 
 
 @pytest.fixture
@@ -168,6 +169,13 @@ def test_there_is_an_actor_for_each_gpu_or_else_for_each_processor(
     assert actor_options(nodes, RaySettings(**ray)) == ({**options, "max_restarts": 0}, room)
 
 
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:{}", "127.0.0.1:{}"])
+def test_an_address_where_nothing_listens_is_told_before_ray_tries_for_minutes(address: str) -> None:
+    address = address.format(free_port())
+    with pytest.raises(BadInput, match=rf"nothing listens at {address} .*correct `ray.address`"):
+        check_engine(Engine.RAY, _model(address=address))
+
+
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
@@ -177,6 +185,7 @@ def test_there_is_an_actor_for_each_gpu_or_else_for_each_processor(
             "runs another Ray or Python: Version mismatch: The cluster was started with: Ray: 2.50.0 Python: 3.12.1; "
             "install the same",
         ),
+        (ValueError("Invalid address format: x"), "correct `ray.address`: Invalid address format: x"),
         (RuntimeError(""), "gave up: no reason given"),
     ],
 )
