@@ -21,7 +21,7 @@ from tests.support.stack import wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(420)]
 
-_ROWS = 12_000
+_ROWS = 6_000
 _BATCH = """
 max_quarantined_fraction = 0.5
 spark = { master = "local[2,4]", conf = { "spark.ui.enabled" = "false" } }

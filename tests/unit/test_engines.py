@@ -171,6 +171,7 @@ def test_there_is_an_actor_for_each_gpu_or_else_for_each_processor(
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:{}", "127.0.0.1:{}"])
 def test_an_address_where_nothing_listens_is_told_before_ray_tries_for_minutes(address: str) -> None:
+    pytest.importorskip("ray")
     address = address.format(free_port())
     with pytest.raises(BadInput, match=rf"nothing listens at {address} .*correct `ray.address`"):
         check_engine(Engine.RAY, _model(address=address))
