@@ -6,11 +6,15 @@ maintenance worker starts drivers (`DriverProcess`), and writes into the run why
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
 
@@ -67,13 +71,18 @@ class DriverProcess:
     def _wait(self, run_id: str, output: IO[bytes]) -> int:
         """Return the driver's exit status; negative when a signal ended it."""
         argv = [sys.executable, "-P", "-m", "inference.engines.driver", run_id]
-        with subprocess.Popen(argv, stdout=output, stderr=output, start_new_session=True) as process:  # noqa: S603
-            while True:
-                try:
-                    return process.wait(_LOOK_EVERY_S)
-                except subprocess.TimeoutExpired:
-                    if ending.is_set():
-                        return _end(process)
+        with tempfile.TemporaryDirectory(prefix="run-", ignore_cleanup_errors=True) as folder:
+            environment = {**os.environ, "TMPDIR": folder}
+            process = subprocess.Popen(  # noqa: S603
+                argv, stdout=output, stderr=output, start_new_session=True, env=environment
+            )
+            try:
+                while not ending.is_set():
+                    with suppress(subprocess.TimeoutExpired):
+                        return process.wait(_LOOK_EVERY_S)
+                return _end(process)
+            finally:
+                _end_family(process.pid)
 
     def _fail(self, run_id: str, error: str) -> None:
         run = self.ledger.load(run_id)
@@ -92,6 +101,16 @@ def _end(process: subprocess.Popen[bytes]) -> int:
         process.kill()
         process.wait()
     return -1
+
+
+def _end_family(driver: int) -> None:
+    """End the processes that a driver left behind. Agents of a Ray whose driver was killed take a minute to end."""
+    end = time.monotonic() + _ENDS_WITHIN_S
+    with suppress(ProcessLookupError):
+        while time.monotonic() < end:
+            os.killpg(driver, 0)
+            time.sleep(0.1)
+        os.killpg(driver, signal.SIGKILL)
 
 
 def main(argv: Sequence[str]) -> int:

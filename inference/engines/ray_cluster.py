@@ -33,6 +33,8 @@ _LOOK_EVERY_S = 1.0
 _MOST_BAD_STARTS = 3
 #: for so long a node may take to start one process and import Forecache
 _PROBE_WITHIN_S = 60.0
+#: characters of a folder below which Ray's sockets still have legal paths: 103 in all on macOS, 107 on Linux
+_LONGEST_FOLDER = 24
 #: Ray's least memory for shared objects: chunks are numbers
 _OBJECTS_BYTES = 80 << 20
 #: Ray reads this when it is imported; nothing is reported to its makers
@@ -80,7 +82,7 @@ def joined(address: str | None) -> Iterator[Any]:
     Raises:
         Unavailable: there is no connection, the cluster has other versions, or Ray failed within the block.
     """
-    folder = None if address else tempfile.mkdtemp(prefix="forecache-ray-", dir=_short_folder())
+    folder = None if address else tempfile.mkdtemp(prefix="ray", dir=_short_folder())
     os.environ.update(_QUIET if address else {**_QUIET, **_LOOPBACK, "RAY_AUTH_TOKEN": secrets.token_hex(32)})
     import ray
     from ray.exceptions import RayError
@@ -100,9 +102,11 @@ def joined(address: str | None) -> Iterator[Any]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _short_folder() -> str | None:
-    """Return the folder for Ray's sockets, whose paths have to be short; None for the system's."""
-    return "/tmp" if os.name == "posix" else None  # noqa: S108 - mkdtemp makes a folder that only we can read
+def _short_folder() -> str:
+    """Return a folder for temporary files; the paths of Ray's sockets have to be short."""
+    usual = tempfile.gettempdir()
+    # mkdtemp makes a folder that only we can read
+    return usual if len(usual) <= _LONGEST_FOLDER else "/tmp"  # noqa: S108
 
 
 @dataclass
