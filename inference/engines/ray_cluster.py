@@ -148,12 +148,10 @@ class ActorPool:
 
     def _take(self, call: Any) -> None:
         """Note how a call ended."""
-        from ray.exceptions import RayActorError
-
         actor, number = self.working.pop(call, (None, None))
         try:
             settled = self.ray.get(call)
-        except RayActorError as error:  # the actor or its node is gone
+        except self.ray.exceptions.RayActorError as error:  # the actor or its node is gone
             self.look_at = 0.0
             if number is None:
                 del self.starting[call]
