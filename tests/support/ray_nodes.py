@@ -61,8 +61,9 @@ class RayNodes:
         """The processes of actors that score chunks, on one node or on all."""
         found = []
         for pid in self.raylets if node is None else [self.raylets[node]]:
-            if psutil.pid_exists(pid):
-                found += [one for one in psutil.Process(pid).children() if one.name().startswith("ray::ChunkActor")]
+            if pid and psutil.pid_exists(pid):
+                family = psutil.Process(pid).children(recursive=True)
+                found += [one for one in family if one.name().startswith("ray::ChunkActor")]
         return found
 
     def _read(self) -> None:
@@ -106,7 +107,8 @@ def _claim_version(cluster: Any, version: str) -> None:
 
 
 def _answer(cluster: Any, nodes: list[Any]) -> None:
-    raylets = [node.all_processes["raylet"][0].process.pid if node.all_processes else 0 for node in nodes]
+    started = [node.all_processes.get("raylet") for node in nodes]
+    raylets = [raylet[0].process.pid if raylet else 0 for raylet in started]
     sys.stdout.write(json.dumps({"address": cluster.address, "raylets": raylets}) + "\n")
     sys.stdout.flush()
 
