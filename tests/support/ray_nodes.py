@@ -7,6 +7,7 @@ It lives in a process of its own, for Ray leaves files open. Each line on its st
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -76,12 +77,14 @@ class RayNodes:
 
 def main(client_port: int) -> None:
     """Start the head, then do what the lines of stdin say."""
+    folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # the paths of its sockets have to be short
+    (folder / "ray").mkdir()
+    os.environ["RAY_TMPDIR"] = str(folder)  # before Ray is imported
     from ray.cluster_utils import Cluster
 
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # the paths of its sockets have to be short
     cluster, nodes = Cluster(), list[Any]()
     try:
-        cluster.add_node(num_cpus=0, include_dashboard=False, ray_client_server_port=client_port, temp_dir=folder)
+        cluster.add_node(num_cpus=0, include_dashboard=False, ray_client_server_port=client_port)
         _answer(cluster, nodes)
         for line in sys.stdin:
             command, _, what = line.strip().partition(" ")
