@@ -67,6 +67,7 @@ def measure(stack: Stack, options: argparse.Namespace) -> dict[str, Any]:
         for engine in options.engines:
             rates[engine] = rates_of_run(deployment, engine, warm_chunks=options.processes)
             check_stored(stack)
+            print(f"{engine}: {rates[engine]}", file=sys.stderr)
     for name in workers:
         stack.stop(name)
     figures: dict[str, Any] = {"rows": options.rows}

@@ -70,7 +70,7 @@ def test_an_actor_and_a_node_killed_in_mid_run_cost_no_prediction_and_a_new_node
 
 def test_a_driver_from_outside_joins_by_the_clients_port_and_may_be_killed(rig: Rig, cluster: RayNodes) -> None:
     rig.stack.kill("maintenance")
-    _start_maintenance(rig, f"ray://127.0.0.1:{cluster.client_port}")
+    _start_maintenance(rig, cluster.client_address)
     rig.write_table(_ROWS, offset=200_000)
     run_id = rig.request()
     rig.wait_chunks(run_id, 1)

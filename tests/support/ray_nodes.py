@@ -28,7 +28,7 @@ class RayNodes:
     """The cluster, driven from tests. Ends with its block."""
 
     def __init__(self, log: Path) -> None:
-        self.client_port = free_port()
+        self._client_port = free_port()
         self.address = ""
         #: process ids of the nodes that were added, in their order
         self.raylets: list[int] = []
@@ -38,7 +38,7 @@ class RayNodes:
         environment = child_environment() | TOKENS | {"RAY_USAGE_STATS_ENABLED": "0"}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(self.client_port)],
+                [sys.executable, __file__, str(self._client_port)],
                 env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
             )  # fmt: skip
         self._read()
@@ -50,6 +50,11 @@ class RayNodes:
         for one in family:
             if one.is_running():
                 one.kill()
+
+    @property
+    def client_address(self) -> str:
+        """What drivers from outside join."""
+        return f"ray://{self.address.rpartition(':')[0]}:{self._client_port}"
 
     def tell(self, command: str) -> None:
         """Send a command and wait until it is done."""
