@@ -54,7 +54,7 @@ class RayNodes:
     @property
     def client_address(self) -> str:
         """What drivers from outside join."""
-        return f"ray://{self.address.rpartition(':')[0]}:{self._client_port}"
+        return f"ray://127.0.0.1:{self._client_port}"
 
     def tell(self, command: str) -> None:
         """Send a command and wait until it is done."""
