@@ -28,7 +28,7 @@ suppress_warnings = ["misc.highlighting_failure"]
 
 _MENU = {
     "Begin": ["getting-started", "cli", "settings", "existing", "examples/README", "protocols"],
-    "Use": ["models", "features", "batch", "spark", "realtime", "dashboard", "cost"],
+    "Use": ["models", "features", "batch", "spark", "ray", "realtime", "dashboard", "cost"],
     "Run": ["Containers <docker/README>", "operations", "security", "SECURITY"],
     "Carry on": ["CONTRIBUTING", "architecture", "testing", "benchmarks/README", "CHANGELOG"],
 }

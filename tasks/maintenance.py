@@ -9,7 +9,7 @@ from celery import shared_task
 from inference.batch import DiffOptions, Trigger, current_slot
 from inference.batch.records import is_run_id
 from inference.clock import system_clock
-from inference.engines.spark import SparkDriver
+from inference.engines.driver import DriverProcess
 from inference.errors import BadInput, Conflict, Defect, NotFound, StoreUnavailable, quoted
 from inference.failures import Failures
 from inference.logs import get_logger
@@ -84,11 +84,11 @@ def compare_run(self: DeploymentTask, run_id: str, options: dict[str, Any] | Non
         failures.over("compare a run")
 
 
-@shared_task(name="forecache.drive_spark", ignore_result=True, bind=True)  # type: ignore[untyped-decorator]  # celery has no types
-def drive_spark(self: DeploymentTask, run_id: str) -> None:
-    """Keep a run's Spark driver going until it ends. Safe to run twice: a second driver finds the first and ends."""
-    with failures.kept_here("drive Spark"):  # the reconciler asks for a driver as long as one is missing
-        SparkDriver(self.deployment.ledger).drive(run_id)
+@shared_task(name="forecache.drive_run", ignore_result=True, bind=True)  # type: ignore[untyped-decorator]  # celery has no types
+def drive_run(self: DeploymentTask, run_id: str) -> None:
+    """Keep a run's Spark or Ray driver going until it ends. Safe to run twice: a second one sees the first and ends."""
+    with failures.kept_here("drive a run"):  # the reconciler asks for a driver as long as one is missing
+        DriverProcess(self.deployment.ledger).drive(run_id)
         self.deployment.broker.hurry()
 
 

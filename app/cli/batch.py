@@ -40,7 +40,7 @@ def run(
         str | None, typer.Option(metavar="TIME", help="Only rows changed since 2026-01-31T06:00Z, or since 6h ago.")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(metavar="ENGINE", help="celery or spark; by default as in the settings.")
+        str | None, typer.Option(metavar="ENGINE", help="celery, spark or ray; by default as in the settings.")
     ] = None,
     delta: Annotated[
         bool, typer.Option("--delta", help="Score only rows that changed since the run that serves; keep the others.")

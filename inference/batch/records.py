@@ -107,6 +107,8 @@ class Engine(StrEnum):
     CELERY = "celery"
     #: a Spark driver and its executors
     SPARK = "spark"
+    #: a Ray driver and its actors
+    RAY = "ray"
 
     @classmethod
     def named(cls, name: str) -> Engine:

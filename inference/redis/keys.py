@@ -46,7 +46,7 @@ All keys live in `cache_url`, which must not evict, and start with the deploymen
 | P:r:R:claims     | hash   | chunk → attempt, token, lease            | with the run          | claim, renew, finish  |
 | P:r:R:done       | hash   | chunk → chunk result (JSON)              | with the run          | finish (once a chunk) |
 | P:r:R:sent       | zset   | chunk number, scored by sending time     | with the run          | reconciler            |
-| P:r:R:driver     | string | the Spark driver that hands out chunks   | seconds               | that driver           |
+| P:r:R:driver     | string | the driver that hands out the chunks     | seconds               | that driver           |
 | P:r:R:bins       | hash   | chunk → histogram of its predictions     | until they are added  | finish (once a chunk) |
 |                  |        | (packed)                                 | up                    |                       |
 | P:r:R:histogram  | hash   | output:bin → count of predictions        | with the run          | publishing            |

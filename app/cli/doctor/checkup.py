@@ -8,7 +8,7 @@ from functools import partial
 from app.cli.doctor.findings import Check, Finding, at_once, error, not_checked, warning
 from app.cli.doctor.machine import check_clock, check_environment, check_gpus, check_versions, find_gpus
 from app.cli.doctor.models import StoredModel, check_fallbacks, check_model
-from app.cli.doctor.runs import check_active_set, check_patience, check_schedule
+from app.cli.doctor.runs import check_active_set, check_patience, check_run_engine, check_schedule
 from app.cli.doctor.servers import PATIENCE, Failure, Server, ask_server, check_broker, check_servers
 from app.cli.doctor.tables import (
     TableSize,
@@ -105,6 +105,7 @@ class Checkup:
             checks[Check.MODEL, name] = partial(self._model, name, model)
             checks[Check.TABLE, name] = partial(self._table, name, model)
             checks[Check.SCHEDULE, name] = partial(self._schedule, name, model)
+            checks[Check.SCHEDULE, f"{name}, engine"] = partial(check_run_engine, name, model)
             checks[Check.SCHEDULE, f"{name}, active set"] = partial(self._active_set, name, model)
             checks[Check.BROKER, f"chunks of {name}"] = partial(self._patience, name, model)
         return checks
