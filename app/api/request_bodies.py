@@ -156,7 +156,10 @@ class JsonRoute(APIRoute):
 
 async def _kept(request: Request, response: Response) -> Response:
     """Return the response to a request once a replica has what it wrote, if Redis has Sentinels."""
-    if needed_scope(request.method, request.scope["path"]) is Scope.READ or response.status_code >= HTTPStatus.BAD_REQUEST:
+    if (
+        needed_scope(request.method, request.scope["path"]) is Scope.READ
+        or response.status_code >= HTTPStatus.BAD_REQUEST
+    ):
         return response
     replication = request.app.state.process.replication
     if replication is not None:

@@ -17,7 +17,7 @@ from typing import Any
 import hiredis
 import redis
 import redis.asyncio
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ReadOnlyError
 
 Command = tuple[Any, ...]
 
@@ -256,8 +256,10 @@ def _reply_error(text: str) -> redis.ResponseError:
 
 def is_demoted(error: BaseException) -> bool:
     """Tell whether a server answers that it is a replica: it was the primary, and another one is by now."""
-    # in the middle of a script's error on Redis 6
-    return isinstance(error, redis.RedisError) and "READONLY You can't write" in str(error)
+    # redis-py leaves the code out of the text; in a script's error on Redis 6 it is in the middle
+    return isinstance(error, ReadOnlyError) or (
+        isinstance(error, redis.ResponseError) and "READONLY You can't write" in str(error)
+    )
 
 
 def _is_from_replica(replies: list[Any]) -> bool:

@@ -78,7 +78,7 @@ def read_sentinel_url(text: str) -> SentinelUrl:
     place, _, path = rest.partition("/")
     user, _, hosts = place.rpartition("@")
     service, _, database = path.strip("/").partition("/")
-    if ";" in text or "#" in text:
+    if ";" in text or "#" in text or "@" in path:
         raise ValueError(f"write its Sentinels with commas, and %-encode a password: {_EXAMPLE}")
     username, _, password = user.partition(":")
     if not _NAME.fullmatch(unquote(service)) or (service.isdecimal() and not database):

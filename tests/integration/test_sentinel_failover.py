@@ -1,4 +1,4 @@
-"""A whole deployment behind Redis Sentinels whose primary is killed under load: real servers, Sentinels and processes."""
+"""A whole deployment behind Redis Sentinels whose primary is killed under load."""
 
 from __future__ import annotations
 
