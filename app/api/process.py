@@ -122,7 +122,7 @@ async def open_process(settings: Settings) -> AsyncIterator[ApiProcess]:
     with Deployment(settings, REQUEST, CeleryBroker) as deployment:
         presence = Presence(deployment.cache, deployment.keys, gone_after_s=API_GONE_AFTER_S)
         async with deployment.async_cache() as client, open_dispatcher(settings) as dispatcher:
-            recorder = HitRecorder(client, deployment.keys, models=settings.models)
+            recorder = HitRecorder(client, deployment.keys, clock.now, models=settings.models)
             readers = {name: deployment.reader(client, TableKind.PREDICTIONS, name) for name in settings.models}
             submit = _counting(dispatcher, recorder)
             service = PredictionService(settings, readers.__getitem__, submit, recorder, clock.now)

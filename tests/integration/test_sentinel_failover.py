@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -116,6 +117,31 @@ def test_a_primary_killed_under_load_loses_nothing_that_a_client_was_told_is_sto
     for entity, value in writers.features.items():
         # a later write may be stored though its client was told of an outage
         assert httpx.get(f"{stack.url}/predict/{entity}", timeout=LONG_S).json()["prediction"] >= value + 1
-    for process in PROCESSES:
+    for process in ("gpu", "maintenance", "api"):
         assert "Traceback" not in stack.log(process)
     assert "redis.failover" in stack.log("api")
+
+
+def test_a_primary_that_falls_silent_is_left_by_every_process_and_a_run_goes_on(
+    stack: Stack, group: SentinelGroup
+) -> None:
+    silent = group.primary
+    for server in group.servers:
+        if server is not silent and server.process and server.process.poll() is not None:
+            group.revive(server)
+    assert silent.process
+    run = httpx.post(f"{stack.url}/runs", json={"model": "delay"}).raise_for_status().json()["run_id"]
+    silent.process.send_signal(signal.SIGSTOP)
+    try:
+        group.wait_failover(silent)
+        elected_at = time.monotonic()
+        wait_for(lambda: computed(stack), "computed answers", 40)
+        assert stack.wait_run(run)["state"] == "published"
+        assert time.monotonic() - elected_at < 3 * LONG_S
+    finally:
+        silent.process.send_signal(signal.SIGCONT)
+    # it wakes up as a primary with clients, and becomes a replica
+    wait_for(lambda: group.replicas() == 1, "the old primary as a replica", 30)
+    wait_for(lambda: computed(stack), "computed answers", 20)
+    again = httpx.post(f"{stack.url}/runs", json={"model": "delay"}).raise_for_status().json()["run_id"]
+    assert stack.wait_run(again)["state"] == "published"

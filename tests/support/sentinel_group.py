@@ -53,15 +53,10 @@ class SentinelGroup:
             for server in self.servers:
                 server.start()
             for server in self.servers:
+                self._set_passwords(server)
                 with self.client(server) as client:
-                    # a replica that waits for its first copy answers nobody
-                    client.config_set("repl-diskless-sync-delay", 0)
                     if server is not self.servers[0]:
-                        client.config_set("masterauth", self.password or "")
                         client.replicaof("127.0.0.1", self.servers[0].port)
-                    if self.password:
-                        client.config_set("masterauth", self.password)
-                        client.config_set("requirepass", self.password)
             wait_for(lambda: self.replicas() == len(self.servers) - 1, "the replicas", 15)
             for port in self.sentinel_ports:
                 self.sentinels.append(self._start_sentinel(port))
@@ -84,16 +79,15 @@ class SentinelGroup:
             server.stop()
 
     def client(self, server: RedisServer) -> redis.Redis:
-        return redis.Redis(port=server.port, password=self.password_of(server), socket_timeout=2, retry=None)
+        return redis.Redis(port=server.port, password=self.password, socket_timeout=2, retry=None)
 
-    def password_of(self, server: RedisServer) -> str | None:
-        probe = redis.Redis(port=server.port, password=self.password, socket_timeout=2, retry=None)
-        with probe:
-            try:
-                probe.ping()
-            except redis.AuthenticationError:
-                return None  # not set yet
-        return self.password
+    def _set_passwords(self, server: RedisServer) -> None:
+        with redis.Redis(port=server.port, socket_timeout=2, retry=None) as client:
+            # a replica that waits for its first copy answers nobody
+            client.config_set("repl-diskless-sync-delay", 0)
+            if self.password:
+                client.config_set("masterauth", self.password)
+                client.config_set("requirepass", self.password)
 
     def replicas(self) -> int:
         with self.client(self.primary) as client:
@@ -120,6 +114,12 @@ class SentinelGroup:
         server = self.primary
         server.kill()
         return server
+
+    def revive(self, server: RedisServer) -> None:
+        """Start a killed server again, which the Sentinels make a replica."""
+        server.start()
+        self._set_passwords(server)
+        wait_for(lambda: self.replicas() == len(self.servers) - 1, "the revived server as a replica", 30)
 
     def wait_failover(self, old: RedisServer, timeout_s: float = 20) -> float:
         """Wait until every Sentinel names another primary; return the seconds that it took."""
