@@ -29,7 +29,7 @@ suppress_warnings = ["misc.highlighting_failure"]
 _MENU = {
     "Begin": ["getting-started", "cli", "settings", "existing", "examples/README", "protocols"],
     "Use": ["models", "features", "batch", "spark", "realtime", "dashboard", "cost"],
-    "Run": ["Containers <docker/README>", "operations", "security", "SECURITY"],
+    "Run": ["Containers <docker/README>", "hosts", "operations", "security", "SECURITY"],
     "Carry on": ["CONTRIBUTING", "architecture", "testing", "benchmarks/README", "CHANGELOG"],
 }
 _LINK = re.compile(r"\[([^\]]+)\]\(([^)\s:#]+)\)")

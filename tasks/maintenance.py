@@ -21,9 +21,6 @@ from tasks.celery_app import DeploymentTask
 log = get_logger(__name__)
 failures = Failures(__name__, "maintenance")
 
-#: a beat whose clock is further ahead is not believed
-_MOST_AHEAD_S = 3600.0
-
 
 @shared_task(  # type: ignore[untyped-decorator]  # celery has no types
     name="forecache.start_run",
@@ -105,9 +102,5 @@ def _trigger(name: str) -> Trigger:
 
 
 def _slot(settings: Settings, model: str | None, sent_at: Any) -> str | None:
-    """Return the slot that beat means. `sent_at`: by its clock, which may be ahead of this host's."""
     batch = settings.model(model)[1].batch
-    now = system_clock()
-    if isinstance(sent_at, float) and now < sent_at < now + _MOST_AHEAD_S:
-        now = sent_at
-    return current_slot(batch.schedule, batch.timezone, now) if batch.schedule else None
+    return current_slot(batch.schedule, batch.timezone, system_clock(), sent_at) if batch.schedule else None

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.support.flights import write_flights
-from tests.support.sentinel_group import SentinelGroup
+from tests.support.sentinel_group import SentinelGroup, fail_over
 from tests.support.stack import Stack
 from tests.support.waiting import LONG_S, wait_for
 
@@ -145,3 +145,18 @@ def test_a_primary_that_falls_silent_is_left_by_every_process_and_a_run_goes_on(
     wait_for(lambda: computed(stack), "computed answers", 20)
     again = httpx.post(f"{stack.url}/runs", json={"model": "delay"}).raise_for_status().json()["run_id"]
     assert stack.wait_run(again)["state"] == "published"
+
+
+def test_failovers_by_command_one_after_the_other_leave_every_process_at_work(
+    stack: Stack, group: SentinelGroup
+) -> None:
+    # the primary that steps down ends blocked commands with an error, twice within seconds
+    for _ in range(2):
+        before = group.primary
+        with group.sentinel(group.sentinel_ports[0]) as sentinel:
+            wait_for(lambda sentinel=sentinel: fail_over(sentinel), "a failover by command", 30)
+        group.wait_failover(before)
+        wait_for(lambda: computed(stack), "computed answers", 20)
+    run = httpx.post(f"{stack.url}/runs", json={"model": "delay"}).raise_for_status().json()["run_id"]
+    assert stack.wait_run(run)["state"] == "published"
+    assert {name for name, process in stack.processes.items() if process.poll() is not None} == set()

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import redis
 
 from app.cli.doctor.findings import Finding, Status
 from app.cli.doctor.sentinels import check_sentinels
@@ -19,24 +18,26 @@ from inference.redis.clients import REQUEST, AsyncClient, Client, open_async_cli
 from inference.redis.replication import Replication
 from inference.settings import Settings
 from tests.support.proxies import moving_server
-from tests.support.redis_server import RedisServer
-from tests.support.sentinel_group import SentinelGroup
+from tests.support.redis_server import EACH_SERVER, RedisServer, find_redis_binary
+from tests.support.sentinel_group import SentinelGroup, fail_over
 from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
 
-@pytest.fixture(scope="module")
-def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelGroup]:
-    folder = tmp_path_factory.mktemp("sentinels")
-    with SentinelGroup(folder, password="hush-data-1", sentinel_password="hush-sentinel-2") as group:
+@pytest.fixture(scope="module", params=EACH_SERVER)
+def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelGroup]:
+    folder, binary = tmp_path_factory.mktemp("sentinels"), find_redis_binary(request.param)
+    passwords = {"password": "hush-data-1", "sentinel_password": "hush-sentinel-2"}
+    with SentinelGroup(folder, binary=binary, **passwords) as group:
         yield group
 
 
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[tuple[RedisServer, RedisServer]]:
+@pytest.fixture(params=EACH_SERVER)
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[RedisServer, RedisServer]]:
     """A primary and a replica without Sentinels."""
-    primary, replica = RedisServer(tmp_path / "primary"), RedisServer(tmp_path / "replica")
+    binary = find_redis_binary(request.param)
+    primary, replica = (RedisServer(tmp_path / name, binary=binary) for name in ("primary", "replica"))
     try:
         with Client.from_url(primary.start().url()) as client:
             client.config_set("repl-diskless-sync-delay", 0)
@@ -97,18 +98,10 @@ async def test_clients_and_their_pipes_follow_every_kind_of_failover(group: Sent
             # by command, for maintenance
             before = group.primary
             with group.sentinel(group.sentinel_ports[0]) as sentinel:
-                await asyncio.to_thread(wait_for, lambda: _failover(sentinel), "a failover by command", 30)
+                await asyncio.to_thread(wait_for, lambda: fail_over(sentinel), "a failover by command", 30)
             await asyncio.to_thread(group.wait_failover, before)
             await all_write(client, async_client)
             await asyncio.to_thread(wait_for, lambda: group.replicas() == 1, "the old primary as a replica", 30)
-
-
-def _failover(sentinel: redis.Redis) -> bool:
-    try:
-        sentinel.execute_command("SENTINEL FAILOVER", "primary")
-    except redis.ResponseError:  # it is busy with the last one
-        return False
-    return True
 
 
 def test_a_demoted_primary_loses_our_connections_so_that_an_address_that_follows_the_primary_works(

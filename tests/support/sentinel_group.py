@@ -156,3 +156,12 @@ class SentinelGroup:
         (own / "sentinel.conf").write_text("\n".join(lines) + "\n")
         with (own / "log").open("wb") as log:
             return subprocess.Popen([self._binary, own / "sentinel.conf", "--sentinel"], stdout=log, stderr=log)
+
+
+def fail_over(sentinel: redis.Redis) -> bool:
+    """Have the Sentinels replace a primary that works; False while they are busy with the last failover."""
+    try:
+        sentinel.execute_command("SENTINEL FAILOVER", "primary")
+    except redis.ResponseError:
+        return False
+    return True

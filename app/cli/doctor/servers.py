@@ -130,7 +130,9 @@ def _kind(subject: str, info: Mapping[str, Any]) -> list[Finding]:
     if info.get("role") in ("slave", "replica"):
         fix = f"set the URL to its master, {info.get('master_host')}:{info.get('master_port')}"
         found.append(error(Check.REDIS, subject, "it is a replica, which takes no writes", fix))
-    return found or [ok(Check.REDIS, subject, f"answers; Redis {text}")]
+    # Valkey's `redis_version` is the Redis that it is compatible with
+    name = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {text}"
+    return found or [ok(Check.REDIS, subject, f"answers; {name}")]
 
 
 def check_writes(check: Check, subject: str, server: Server) -> list[Finding]:
