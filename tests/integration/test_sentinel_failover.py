@@ -97,6 +97,25 @@ def finished(stack: Stack, job_id: str) -> dict[str, Any]:
     return answer
 
 
+def test_the_api_waits_for_a_replica_before_it_confirms_a_write_and_not_before_a_read(
+    stack: Stack, group: SentinelGroup
+) -> None:
+    def waits() -> int:
+        with group.client(group.primary) as client:
+            return int(client.info("commandstats").get("cmdstat_wait", {}).get("calls", 0))
+
+    before = waits()
+    httpx.get(f"{stack.url}/predict/F1").raise_for_status()
+    httpx.post(f"{stack.url}/predict", json={"entity_ids": ["F1"]}).raise_for_status()
+    assert httpx.put(f"{stack.url}/features/F1", json={"features": {"no": 1.0}}).status_code == 400
+    assert waits() == before
+    httpx.put(f"{stack.url}/features/F1", json={"features": {"a": 1.0, "b": 1.0}}).raise_for_status()
+    assert waits() == before + 1
+    job = httpx.post(f"{stack.url}/predictions", json={"entity_ids": ["F1"]}).raise_for_status().json()["task_id"]
+    assert waits() == before + 2
+    assert finished(stack, job)["state"] == "done"
+
+
 def test_a_primary_killed_under_load_loses_nothing_that_a_client_was_told_is_stored(
     stack: Stack, group: SentinelGroup
 ) -> None:

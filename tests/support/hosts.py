@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.redis_server import missing
-from tests.support.stack import ROOT, child_environment
+from tests.support.stack import child_environment
 
 _SUBNET = "10.79.0"
 _NETWORK_NAMESPACE = 0x40000000  # CLONE_NEWNET
@@ -66,7 +66,7 @@ class Host:
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             # times of files are by the clock of whoever wrote them
             "NO_FAKE_STAT": "1",
-            "PYTHONPATH": f"{Path(__file__).parent / 'steady_sleep'}:{ROOT}",
+            "PYTHONPATH": f"{Path(__file__).parent / 'steady_sleep'}:{child_environment()['PYTHONPATH']}",
         }
 
     def start(self, name: str, command: list[str | Path]) -> None:
