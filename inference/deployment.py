@@ -211,7 +211,7 @@ class Deployment:
     @BuiltOnce
     def hits(self) -> HitWindows:
         """How requests were answered, by the minute."""
-        return HitWindows(self.cache, self.keys)
+        return HitWindows(self.cache, self.keys, self.cache.now)
 
     def measured(self, model: str) -> Measured:
         """Return a model's measurements for the estimate of its costs.
@@ -240,7 +240,7 @@ class Deployment:
     @BuiltOnce
     def minute_counts(self) -> MinuteCounts:
         """Counts workers' results by the minute."""
-        return MinuteCounts(self.cache, self.keys)
+        return MinuteCounts(self.cache, self.keys, self.cache.now)
 
     @BuiltOnce
     def recorder(self) -> HitRecorder:

@@ -13,6 +13,7 @@ from inference.engines.driver import DriverProcess
 from inference.errors import BadInput, Conflict, Defect, NotFound, StoreUnavailable, quoted
 from inference.failures import Failures
 from inference.logs import get_logger
+from inference.monitoring.queues import SENT_AT_HEADER
 from inference.serving.answering import check_model
 from inference.settings import Settings
 from tasks.celery_app import DeploymentTask
@@ -38,7 +39,7 @@ def start_run(self: DeploymentTask, model: str | None = None, trigger: str = "ap
     try:
         check_model(model)
         scheduled = trigger == "beat"
-        slot = _slot(self.deployment.settings, model) if scheduled else None
+        slot = _slot(self.deployment.settings, model, self.request.get(SENT_AT_HEADER)) if scheduled else None
         delta = scheduled and self.deployment.settings.model(model)[1].batch.delta
         run = self.deployment.runs.request(model, trigger=_trigger(trigger), slot=slot, delta=delta)
     except (BadInput, Conflict) as error:
@@ -100,6 +101,6 @@ def _trigger(name: str) -> Trigger:
         raise BadInput(f"trigger {quoted(name)} is not one of {known}: leave it out", field="trigger") from error
 
 
-def _slot(settings: Settings, model: str | None) -> str | None:
+def _slot(settings: Settings, model: str | None, sent_at: Any) -> str | None:
     batch = settings.model(model)[1].batch
-    return current_slot(batch.schedule, batch.timezone, system_clock()) if batch.schedule else None
+    return current_slot(batch.schedule, batch.timezone, system_clock(), sent_at) if batch.schedule else None

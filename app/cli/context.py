@@ -129,7 +129,11 @@ def certificate_fix(cause: BaseException | None, setting: str) -> str | None:
 
 def place_of(url: str) -> str:
     """Return the public part of a URL, such as `127.0.0.1:6379/1`: never user, password or options."""
+    from inference.settings.sentinel_urls import is_sentinel, read_sentinel_url
+
     try:
+        if is_sentinel(url):
+            return read_sentinel_url(url).place
         address = urlsplit(url)
         host, port = address.hostname, address.port
     except ValueError:

@@ -26,6 +26,7 @@ from inference.models.formats import Format, require_model_file
 from inference.models.versions import find_versions, wanted_versions
 from inference.settings import Settings, variables_unread
 from inference.settings.processes import require_allowed
+from inference.settings.sentinel_urls import is_sentinel, read_sentinel_url
 from inference.settings.settings import NO_MODEL
 
 #: kind → (module that it needs, the extra that installs it)
@@ -156,15 +157,21 @@ def _notes(settings: Settings, kinds: frozenset[str], redis: EmbeddedRedis | Non
 
 
 def _without_password(url: str) -> str:
-    return url.rpartition("@")[2].removeprefix("redis://")
+    return read_sentinel_url(url).place if is_sentinel(url) else url.rpartition("@")[2].removeprefix("redis://")
 
 
 def _answers(url: str) -> bool:
+    if is_sentinel(url):
+        return any(_listens(*address) for address in read_sentinel_url(url).sentinels)
     parts = urlsplit(url)
     if parts.scheme == "unix":
         return os.path.exists(parts.path)  # noqa: PTH110 - as the URL spells it
+    return _listens(parts.hostname or "127.0.0.1", parts.port or 6379)
+
+
+def _listens(host: str, port: int) -> bool:
     try:
-        with socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 6379), timeout=2):
+        with socket.create_connection((host, port), timeout=2):
             return True
     except OSError:
         return False

@@ -19,6 +19,8 @@ from inference.settings.fields import cron_line
 
 #: a message may arrive this early before its slot by this host's clock, since clocks differ
 _SKEW_S = 10.0
+#: a beat whose clock is further ahead is not believed
+_MOST_AHEAD_S = 3600.0
 
 
 def slot_at(schedule: str, timezone: str, now: float) -> float:
@@ -57,11 +59,14 @@ def slot_after(schedule: str, timezone: str, at: float) -> float:
     return slot
 
 
-def current_slot(schedule: str, timezone: str, now: float) -> str:
+def current_slot(schedule: str, timezone: str, now: float, sent_at: object = None) -> str:
     """Return the name (ISO 8601) of the slot that a message arriving `now` belongs to.
 
-    A message that arrives a little before its slot belongs to it, so a beat whose clock is ahead loses no slot.
+    `sent_at`: epoch seconds by beat's clock, if known. If that clock is ahead, it decides: otherwise the message would
+    belong to the slot before, which has had its run, and the slot that beat means would get none.
     """
+    if isinstance(sent_at, float) and now < sent_at < now + _MOST_AHEAD_S:
+        now = sent_at
     following = slot_after(schedule, timezone, now)
     period = following - slot_at(schedule, timezone, now)
     early_s = min(_SKEW_S, period / 4)

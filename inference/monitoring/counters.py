@@ -279,13 +279,13 @@ class MinuteCounts:
 
     def add(self, model: str, kind: str, counts: Mapping[str, int]) -> None:
         """Add counts of a kind. If Redis does not answer, drops them and logs the loss."""
-        minute = self._keys.hits(model, int(self._clock() // 60))
         pipeline = self._client.pipeline(transaction=False)
-        for name, count in counts.items():
-            for key in (minute, self._keys.hit_totals(model)):
-                pipeline.hincrby(key, f"{kind}:{name}", count)
-        pipeline.expire(minute, KEEP_S)
         try:
+            minute = self._keys.hits(model, int(self._clock() // 60))
+            for name, count in counts.items():
+                for key in (minute, self._keys.hit_totals(model)):
+                    pipeline.hincrby(key, f"{kind}:{name}", count)
+            pipeline.expire(minute, KEEP_S)
             pipeline.execute()
         except StoreUnavailable as error:
             log.warning("counts.dropped", kind=kind, error=error.message)

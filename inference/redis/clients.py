@@ -27,9 +27,12 @@ from inference.redis.pipes import (
     Pace,
     Pipe,
     SeparatedReplies,
+    is_demoted,
     read_in_bulk,
     send_in_bulk,
 )
+from inference.redis.sentinels import async_client, blocking_client
+from inference.settings.sentinel_urls import is_sentinel, read_sentinel_url
 
 #: longest wait for a connection, even if answers may take longer
 _CONNECT_TIMEOUT_S = 5.0
@@ -77,7 +80,7 @@ class Client(redis.Redis):
         except _NOT_OUTAGES:
             raise
         except _REDIS_ERRORS as error:
-            raise _translated(error) from error
+            raise _outage(self.connection_pool, error) from error
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
         """Return a pipeline whose `execute` raises the errors of this client."""
@@ -103,7 +106,7 @@ class Client(redis.Redis):
         except _NOT_OUTAGES:
             raise
         except _REDIS_ERRORS as error:
-            raise _translated(error) from error
+            raise _outage(self.connection_pool, error) from error
 
     def run_script(self, name: str, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
         """Run a script of `scripts/` and return its answer."""
@@ -129,7 +132,7 @@ class Client(redis.Redis):
         try:
             return send_in_bulk(self.connection_pool, pieces, pace)
         except _REDIS_ERRORS as error:
-            raise _translated(error) from error
+            raise _outage(self.connection_pool, error) from error
 
     def read_in_bulk(self, pieces: Iterable[Sequence[Command]], separator: bytes) -> Iterator[SeparatedReplies]:
         """Yield the raw replies to pieces of commands, each reply followed by `separator`."""
@@ -137,7 +140,7 @@ class Client(redis.Redis):
             try:
                 yield from found
             except _REDIS_ERRORS as error:
-                raise _translated(error) from error
+                raise _outage(self.connection_pool, error) from error
 
 
 class _Pipeline(Pipeline):
@@ -147,7 +150,7 @@ class _Pipeline(Pipeline):
         except _NOT_OUTAGES:
             raise
         except _REDIS_ERRORS as error:
-            raise _translated(error) from error
+            raise _outage(self.connection_pool, error) from error
 
 
 class AsyncClient(redis.asyncio.Redis):
@@ -169,7 +172,7 @@ class AsyncClient(redis.asyncio.Redis):
         except _NOT_OUTAGES:
             raise
         except _REDIS_ERRORS as error:
-            raise _translated(error) from error
+            raise await _async_outage(self.connection_pool, error) from error
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> redis.asyncio.client.Pipeline:
         """Return a pipeline whose `execute` raises the errors of this client."""
@@ -180,7 +183,7 @@ class AsyncClient(redis.asyncio.Redis):
         try:
             return await self._pipe.send(commands)
         except _REDIS_ERRORS as error:
-            raise _translated(error) from error
+            raise await _async_outage(self.connection_pool, error) from error
 
     async def run_script(self, name: str, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
         """Run a script of `scripts/` and return its answer."""
@@ -197,7 +200,7 @@ class _AsyncPipeline(redis.asyncio.client.Pipeline):
         except _NOT_OUTAGES:
             raise
         except _REDIS_ERRORS as error:
-            raise _translated(error) from error
+            raise await _async_outage(self.connection_pool, error) from error
 
 
 def open_client(url: str, patience: Patience) -> Client:
@@ -206,6 +209,8 @@ def open_client(url: str, patience: Patience) -> Client:
     Raises:
         ValueError: the URL is invalid.
     """
+    if is_sentinel(url):
+        return cast(Client, blocking_client(read_sentinel_url(url), Client, **_options(patience)))
     return cast(Client, Client.from_url(url, **_options(patience)))
 
 
@@ -215,6 +220,8 @@ def open_async_client(url: str, patience: Patience) -> AsyncClient:
     Raises:
         ValueError: the URL is invalid.
     """
+    if is_sentinel(url):
+        return cast(AsyncClient, async_client(read_sentinel_url(url), AsyncClient, **_options(patience)))
     return cast(AsyncClient, AsyncClient.from_url(url, **_options(patience)))
 
 
@@ -222,6 +229,18 @@ def cause_of(error: StoreUnavailable) -> redis.RedisError | OSError | None:
     """Return redis-py's error behind an outage, to distinguish kinds of outage; None if there is none."""
     cause = error.__cause__
     return cause if isinstance(cause, _REDIS_ERRORS) else None
+
+
+def _outage(pool: Any, error: redis.RedisError | OSError) -> StoreUnavailable:
+    if is_demoted(error):  # the next connection may lead to the new primary
+        pool.disconnect(inuse_connections=False)
+    return _translated(error)
+
+
+async def _async_outage(pool: Any, error: redis.RedisError | OSError) -> StoreUnavailable:
+    if is_demoted(error):
+        await pool.disconnect(inuse_connections=False)
+    return _translated(error)
 
 
 def _translated(error: redis.RedisError | OSError) -> StoreUnavailable:

@@ -76,6 +76,7 @@ All keys live in `cache_url`, which must not evict, and start with the deploymen
 |                  |        |                                          |                       | workers               |
 | P:h:M:promise:DAY| hash   | promised, came → figures of a day (JSON) | 400 days              | maintenance           |
 | P:h:requests     | string | a note: requests are answered now        | 2 s unchanged         | API processes         |
+| P:h:replicated   | string | a note: a replica has all writes so far  | a second              | API processes         |
 | P:j:J            | hash   | the job record                           | an hour unchanged     | API, workers          |
 | P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | until part is done    | API                   |
 | P:j:J:parts      | hash   | part number → predictions (JSON)         | with the job          | real-time workers     |
@@ -274,6 +275,11 @@ class Keys:
     def hash_key(self) -> str:
         """The random key that hashes ids for the access log."""
         return f"{self.prefix}:h:key"
+
+    @property
+    def replicated(self) -> str:
+        """The note that a replica has once it has all writes before it."""
+        return f"{self.prefix}:h:replicated"
 
     @property
     def requests(self) -> str:

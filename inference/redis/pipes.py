@@ -17,7 +17,7 @@ from typing import Any
 import hiredis
 import redis
 import redis.asyncio
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ReadOnlyError
 
 Command = tuple[Any, ...]
 
@@ -38,6 +38,7 @@ class Pipe:
 
     def __init__(self, client: redis.Redis) -> None:
         self._pool: Any = client.connection_pool
+        self._follows_primary = hasattr(self._pool, "master_address")
         self._idle: list[_BlockingConnection] = []
 
     def send(self, commands: Sequence[Command]) -> list[Any]:
@@ -60,13 +61,25 @@ class Pipe:
                 replies = connection.exchange(commands)
             except BaseException as error:
                 # late replies would answer the next batch
-                connection.pooled.disconnect()
-                self._pool.release(connection.pooled)
+                self._give_back(connection)
+                if self._follows_primary and isinstance(error, redis.TimeoutError):
+                    # the others lead to the same silent server; new ones ask the Sentinels
+                    while self._idle:
+                        self._give_back(self._idle.pop())
                 if is_kept and isinstance(error, redis.ConnectionError):
                     continue  # Redis restarted while the connection was idle
                 raise
+            if _is_from_replica(replies):
+                self._give_back(connection)
+                if is_kept:
+                    continue  # the primary's name, or its Sentinels, may lead to another server by now
+                return replies
             self._idle.append(connection)
             return replies
+
+    def _give_back(self, connection: _BlockingConnection) -> None:
+        connection.pooled.disconnect()
+        self._pool.release(connection.pooled)
 
 
 class _BlockingConnection:
@@ -109,6 +122,7 @@ class AsyncPipe:
     def __init__(self, client: redis.asyncio.Redis, *, timeout_s: float) -> None:
         self._pool: Any = client.connection_pool
         self._timeout_s = timeout_s
+        self._follows_primary = hasattr(self._pool, "master_address")
         self._idle: list[_AsyncConnection] = []
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
@@ -129,9 +143,18 @@ class AsyncPipe:
             except BaseException as error:
                 # late replies would answer the next batch
                 await self._give_back(connection)
+                if self._follows_primary and isinstance(error, redis.TimeoutError):
+                    # the others lead to the same silent server; new ones ask the Sentinels
+                    while self._idle:
+                        await self._give_back(self._idle.pop())
                 if is_kept and isinstance(error, redis.ConnectionError):
                     continue  # Redis restarted while the connection was idle
                 raise
+            if _is_from_replica(replies):
+                await self._give_back(connection)
+                if is_kept:
+                    continue  # the primary's name, or its Sentinels, may lead to another server by now
+                return replies
             self._idle.append(connection)
             return replies
 
@@ -229,6 +252,18 @@ def _reply_parser() -> hiredis.Reader:
 
 def _reply_error(text: str) -> redis.ResponseError:
     return NoScriptError(text) if text.startswith("NOSCRIPT") else redis.ResponseError(text)
+
+
+def is_demoted(error: BaseException) -> bool:
+    """Tell whether a server answers that it is a replica: it was the primary, and another one is by now."""
+    # redis-py leaves the code out of the text; in a script's error on Redis 6 it is in the middle
+    return isinstance(error, ReadOnlyError) or (
+        isinstance(error, redis.ResponseError) and "READONLY You can't write" in str(error)
+    )
+
+
+def _is_from_replica(replies: list[Any]) -> bool:
+    return any(isinstance(reply, redis.ResponseError) and is_demoted(reply) for reply in replies)
 
 
 def _without_errors(replies: list[Any]) -> list[Any]:

@@ -301,7 +301,9 @@ def test_scheduled_runs_are_delta_runs_but_every_nth_is_full(world: DeltaWorld) 
 def test_only_the_schedule_asks_for_delta_runs_by_itself(world: DeltaWorld, trigger: str, is_delta: bool) -> None:
     world.configure(schedule="@daily")
     deployment = SimpleNamespace(settings=world.settings, runs=world.runs, broker=SimpleNamespace(hurry=lambda: None))
-    started = type(start_run._get_current_object()).run(SimpleNamespace(deployment=deployment), "m", trigger)
+    started = type(start_run._get_current_object()).run(
+        SimpleNamespace(deployment=deployment, request={}), "m", trigger
+    )
     assert started["delta"] is is_delta
 
 

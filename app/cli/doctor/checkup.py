@@ -9,6 +9,7 @@ from app.cli.doctor.findings import Check, Finding, at_once, error, not_checked,
 from app.cli.doctor.machine import check_clock, check_environment, check_gpus, check_versions, find_gpus
 from app.cli.doctor.models import StoredModel, check_fallbacks, check_model
 from app.cli.doctor.runs import check_active_set, check_patience, check_run_engine, check_schedule
+from app.cli.doctor.sentinels import check_sentinels
 from app.cli.doctor.servers import PATIENCE, Failure, Server, ask_server, check_broker, check_servers
 from app.cli.doctor.tables import (
     TableSize,
@@ -98,6 +99,7 @@ class Checkup:
             Check.MACHINE: self._machine,
         }
         checks: dict[CheckName, Findings] = {(check, check.value): call for check, call in whole.items()}
+        checks[Check.REDIS, "Sentinels"] = lambda: check_sentinels(self._settings)
         checks[Check.WORKERS, "queues"] = self._queues
         if not self._settings.models:
             checks[Check.MODEL, "models"] = _no_models

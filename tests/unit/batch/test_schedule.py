@@ -42,6 +42,17 @@ def test_a_message_from_a_clock_that_is_ahead_belongs_to_the_slot_it_was_sent_fo
     assert current_slot("0 3 * * *", "UTC", at("2026-03-10T02:59:00")) == "2026-03-09T03:00:00.000Z"
 
 
+def test_a_beat_whose_clock_is_two_minutes_ahead_means_the_slot_that_it_names() -> None:
+    arrived, meant = at("2026-03-10T02:58:01"), "2026-03-10T03:00:00.000Z"
+    assert current_slot("0 3 * * *", "UTC", arrived, arrived + 120) == meant
+    # the same slot by another beat, in time or behind
+    assert current_slot("0 3 * * *", "UTC", at("2026-03-10T03:00:01"), at("2026-03-10T03:00:00")) == meant
+    assert current_slot("0 3 * * *", "UTC", at("2026-03-10T03:02:00"), at("2026-03-10T03:00:00")) == meant
+    # years ahead, or no time at all: this host's clock decides
+    for wrong in (arrived + 1e9, float("nan"), "soon", None):
+        assert current_slot("0 3 * * *", "UTC", arrived, wrong) == "2026-03-09T03:00:00.000Z"
+
+
 def test_a_late_message_still_belongs_to_its_slot() -> None:
     assert current_slot("20s", "UTC", 40.2) == current_slot("20s", "UTC", 54.0) == "1970-01-01T00:00:40.000Z"
     assert current_slot("20s", "UTC", 55.0) == "1970-01-01T00:01:00.000Z"
