@@ -167,6 +167,7 @@ def test_an_answer_over_the_limit_is_asked_for_in_halves(
     assert (scored.too_many_rows, scored.failed.any(), len(scored.outputs["y"])) == (250, False, 1000)
 
 
+@pytest.mark.slow
 def test_a_packed_answer_is_unpacked_no_further_than_the_limit(
     tmp_path: Path, engine: GrpcEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

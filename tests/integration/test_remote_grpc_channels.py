@@ -98,6 +98,7 @@ print(loaded.predict(x)["y"].tolist(), flush=True)
 """
 
 
+@pytest.mark.slow
 def test_a_fork_opens_a_channel_of_its_own_and_leaves_the_parents_alone(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)
     with GrpcEngine(models()) as engine:

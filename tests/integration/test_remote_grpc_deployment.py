@@ -51,10 +51,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def test_a_batch_run_and_requests_are_computed_by_the_engine(stack: Stack, model: str) -> None:
     begun = httpx.post(f"{stack.url}/runs", json={"model": model}).raise_for_status().json()
     run = stack.wait_run(begun["run_id"])
-    assert (run["state"], run["rows"]) == ("published", ROWS), run["error"]
+    assert (run["state"], run["rows_done"]) == ("published", ROWS), run["error"]
     for number in (0, ROWS - 1):
         answer = httpx.get(f"{stack.url}/predict/e{number}", params={"model": model}).raise_for_status().json()
-        assert (answer["prediction"], answer["outcome"]) == (3 * number + 3, "hit")
+        assert (answer["prediction"], answer["outcome"]) == (3 * number + 3, "hit_batch")
     said = httpx.post(
         f"{stack.url}/v1/models/{model}:predict", json={"instances": [[1.0, 2.0, 3.5]] * 700}, timeout=30
     ).raise_for_status()
@@ -64,8 +64,8 @@ def test_a_batch_run_and_requests_are_computed_by_the_engine(stack: Stack, model
 @pytest.mark.parametrize("model", PROTOCOLS)
 def test_the_commands_describe_the_model_as_the_engine_does(stack: Stack, model: str) -> None:
     shown = stack.cli("models", "show", model).stdout
-    assert "an engine elsewhere" in shown
-    assert "float32" in shown
+    assert "remote" in shown
+    assert "x float32[3]" in shown
     new = stack.folder / f"new-{model}"
     new.mkdir()
     tried = run_cli(new, "init", "--yes", "--model", f"../{model}", "--features", "../t.parquet")

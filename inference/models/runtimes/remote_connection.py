@@ -81,7 +81,7 @@ class EngineFailures:
     def late(self, said: str = "") -> ForecacheError:
         """Return the error for an answer that did not come in time."""
         left = seconds_left()
-        if left is not None and left <= 0:
+        if left is not None and left <= PAUSE_S:  # an engine that was told the deadline gives up a little earlier
             return DeadlineExceeded("the engine did not answer within the request's time")
         return ModelUnavailable(self.message("did not answer in time", said))
 
