@@ -5,16 +5,17 @@ Specification: https://github.com/open-inference/open-inference-protocol/blob/ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from inference.errors import BadInput, cut
 from inference.protocols.messages import message_class
 from inference.protocols.open_inference import InferRequest, datatype, tensor_bytes
-from inference.protocols.tensors import objects, text_to_bytes
-from inference.schema import Block, DType
+from inference.protocols.tensors import objects, text_from_bytes, text_to_bytes
+from inference.schema import Block, DType, TensorSpec
 
 #: the field for elements of a type; half floats have none, so they come as raw contents
 _CONTENTS = {
@@ -61,7 +62,7 @@ def infer_document(request: Any) -> tuple[dict[str, Any], memoryview]:
 
 
 def _elements(item: Any) -> bytes:
-    """Return the bytes of an input's elements."""
+    """Return the bytes of a tensor's elements."""
     field, dtype = _CONTENTS.get(item.datatype), _TYPES.get(item.datatype)
     for descriptor, values in item.contents.ListFields():
         if values and descriptor.name != field:
@@ -99,3 +100,43 @@ def infer_response(model: str, version: int, request: InferRequest, outputs: Blo
 def metadata_response(body: Mapping[str, Any]) -> Any:
     """Return the `ModelMetadataResponse` for the body that describes a model over HTTP."""
     return message_class("inference.ModelMetadataResponse")(**body)
+
+
+def infer_message(
+    model: str, version: str, tensors: Block, inputs: Mapping[str, TensorSpec], outputs: Iterable[str]
+) -> Any:
+    """Return the `ModelInferRequest` that asks a model of another server for outputs, with raw contents."""
+    request = message_class("inference.ModelInferRequest")(model_name=model, model_version=version)
+    for name, values in tensors.items():
+        request.inputs.add(name=name, datatype=datatype(inputs[name].dtype), shape=values.shape)
+        request.raw_input_contents.append(tensor_bytes(values))
+    for name in outputs:
+        request.outputs.add(name=name)
+    return request
+
+
+def output_tensors(response: Any) -> Block:
+    """Return the outputs in another server's `ModelInferResponse`. Numbers are read-only views.
+
+    Raises:
+        BadInput: it has a type that models here do not have, or as many bytes as another shape.
+    """
+    raw = list(response.raw_output_contents)
+    if raw and len(raw) != len(response.outputs):
+        raise BadInput(f"expected {len(response.outputs)} raw_output_contents but got {len(raw)}")
+    parts = raw or [_elements(item) for item in response.outputs]
+    return {item.name: _array(item, part) for item, part in zip(response.outputs, parts, strict=True)}
+
+
+def _array(item: Any, data: bytes) -> npt.NDArray[Any]:
+    dtype = _TYPES.get(item.datatype)
+    if dtype is None:
+        raise BadInput(f"output '{cut(item.name)}' has the datatype {cut(item.datatype)}, which is not supported")
+    try:
+        if dtype is DType.STRING:
+            return text_from_bytes(data).reshape(item.shape)
+        # every byte except 0 means true; numpy would keep the byte
+        values = np.frombuffer(data, np.uint8).astype(bool) if dtype is DType.BOOL else np.frombuffer(data, dtype.numpy)
+        return values.reshape(item.shape)
+    except (ValueError, OverflowError) as error:
+        raise BadInput(f"output '{cut(item.name)}' does not have the bytes of its shape") from error

@@ -62,8 +62,9 @@ def predict_tensors(request: Any, inputs: Sequence[GraphTensor]) -> Block:
         BadInput: names or types are not those of `inputs`, or a tensor is malformed; TensorFlow Serving's words.
     """
     sent, known = request.inputs, {one.name: one for one in inputs}
-    if len(sent) != len(known):
-        raise _other_inputs(set(sent), set(known))
+    required = {one.name for one in inputs if not one.optional}
+    if len(sent) > len(known) or (len(sent) < len(known) and not required <= sent.keys()):
+        raise _other_inputs(set(sent), set(known), required)
     tensors: Block = {}
     for number, name in enumerate(sorted(sent)):
         if name not in known:
@@ -78,10 +79,10 @@ def predict_tensors(request: Any, inputs: Sequence[GraphTensor]) -> Block:
     return tensors
 
 
-def _other_inputs(sent: set[str], known: set[str]) -> BadInput:
+def _other_inputs(sent: set[str], known: set[str], required: set[str]) -> BadInput:
     return BadInput(
         f"input size does not match signature: {len(sent)}!={len(known)} len({_set(sent)}) != len({_set(known)}). "
-        f"Sent extra: {_set(sent - known)}. Missing but required: {_set(known - sent)}."
+        f"Sent extra: {_set(sent - known)}. Missing but required: {_set(required - sent)}."
     )
 
 

@@ -17,6 +17,9 @@ _REDIS = ("redis", "rediss", "unix")
 #: Celery's schemes for a Redis on a Unix socket
 _CELERY_SOCKETS = ("redis+socket", "socket")
 _AMQP = ("amqp", "amqps", "pyamqp")
+#: of engines, without and with TLS
+HTTP_SCHEMES = ("http", "https")
+GRPC_SCHEMES = ("grpc", "grpcs")
 _CERT_REQS = ("required", "optional", "none")
 #: the options in a URL that both redis-py and Celery understand
 _TLS_OPTIONS = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")
@@ -134,8 +137,8 @@ def is_amqp(url: str) -> bool:
     return urlsplit(url).scheme in _AMQP
 
 
-def split_http_url(text: str) -> SplitResult:
-    """Return the parts of an HTTP server's URL.
+def split_engine_url(text: str, schemes: tuple[str, str] = HTTP_SCHEMES) -> SplitResult:
+    """Return the parts of an engine's URL. `schemes`: the legal ones, without and with TLS.
 
     Raises:
         ValueError: it is no such URL; the message quotes nothing that may be a password.
@@ -145,8 +148,8 @@ def split_http_url(text: str) -> SplitResult:
         port = parts.port
     except ValueError:  # its message may quote the password
         raise ValueError(_BAD_PORT) from None
-    if parts.scheme not in ("http", "https"):
-        raise ValueError("a URL of an engine starts with http:// or https://")
+    if parts.scheme not in schemes:
+        raise ValueError(f"a URL of an engine starts with {' or '.join(f'{one}://' for one in schemes)}")
     # a part of a password that is not %-encoded is in the path
     if port == 0 or not parts.hostname or "@" in parts.path:
         raise ValueError(_BAD_PORT)

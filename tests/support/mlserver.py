@@ -73,7 +73,7 @@ class MLServer:
 
     def __init__(self, folder: Path, weights: Path) -> None:
         self.folder = folder
-        self.port = 0
+        self.port = self.grpc_port = 0
         self._process: subprocess.Popen[bytes] | None = None
         (folder / "home.py").write_text(_CODE)
         self._model("plain", "home.Plain", [("x", "FP32", [-1, 4])], [("y", "FP32", [-1, 1])], str(weights))
@@ -108,9 +108,9 @@ class MLServer:
                 self._process.wait(5)
 
     def _start(self, python: Path) -> None:
-        self.port = free_port()
+        self.port, self.grpc_port = free_port(), free_port()
         settings = {
-            "http_port": self.port, "grpc_port": free_port(), "metrics_port": free_port(), "host": "127.0.0.1",
+            "http_port": self.port, "grpc_port": self.grpc_port, "metrics_port": free_port(), "host": "127.0.0.1",
             "parallel_workers": 0,
         }  # fmt: skip
         (self.folder / "settings.json").write_text(json.dumps(settings))
