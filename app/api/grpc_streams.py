@@ -1,0 +1,90 @@
+"""Streams over gRPC: each message is a request of its own, and gets one response, in the order of the messages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from grpc.aio import ServicerContext
+
+from app.api.grpc_calls import Answer
+from inference.errors import DeadlineExceeded, Overloaded
+
+#: messages of one stream that are computed at a time; later ones wait at the client
+AT_A_TIME = 8
+#: streams of one process: an idle one takes a place among the calls
+MAX_STREAMS = 128
+#: time for a client to take a response
+WRITE_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class StreamAnswer:
+    """How to answer each message of a method.
+
+    `refuse`: returns the response for a message, None if it cannot be read, and the text of an error.
+    """
+
+    answer: Answer
+    refuse: Callable[[Any, str], Any]
+
+
+class Streams:
+    """Serves streams, and counts those that are open."""
+
+    def __init__(self) -> None:
+        self._open = 0
+
+    async def serve(self, context: ServicerContext[bytes, bytes], answer: Callable[[bytes], Awaitable[bytes]]) -> None:
+        """Answer each message until the client has sent its last one. `answer` never raises an error of ours.
+
+        Raises:
+            Overloaded: too many streams are open.
+            DeadlineExceeded: the client does not read its responses.
+        """
+        if self._open >= MAX_STREAMS:
+            raise Overloaded(f"{MAX_STREAMS} streams are open already: end some, or send single requests")
+        self._open += 1
+        try:
+            await _serve(context, answer)
+        finally:
+            self._open -= 1
+
+
+async def _serve(context: ServicerContext[bytes, bytes], answer: Callable[[bytes], Awaitable[bytes]]) -> None:
+    answers: deque[asyncio.Task[bytes]] = deque()
+    reading: asyncio.Task[Any] | None = asyncio.create_task(_read(context))
+    try:
+        while reading or answers:
+            may_read = reading is not None and len(answers) < AT_A_TIME
+            awaited = [*([reading] if reading is not None and may_read else []), *list(answers)[:1]]
+            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+            if reading is not None and may_read and reading.done():
+                message, reading = reading.result(), None
+                if isinstance(message, bytes):
+                    answers.append(asyncio.create_task(_answered(answer, message)))
+                    reading = asyncio.create_task(_read(context))
+            if answers and answers[0].done():
+                await _write(context, answers.popleft().result())
+    finally:
+        for task in (*answers, *([reading] if reading else [])):
+            task.cancel()
+
+
+async def _read(context: ServicerContext[bytes, bytes]) -> Any:
+    return await context.read()
+
+
+async def _answered(answer: Callable[[bytes], Awaitable[bytes]], message: bytes) -> bytes:
+    return await answer(message)
+
+
+async def _write(context: ServicerContext[bytes, bytes], response: bytes) -> None:
+    try:
+        async with asyncio.timeout(WRITE_TIMEOUT_S):
+            await context.write(response)
+    except TimeoutError as error:
+        raise DeadlineExceeded("the client does not read its responses") from error
