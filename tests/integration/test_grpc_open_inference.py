@@ -99,8 +99,17 @@ def test_tensors_come_by_element(stub: Any) -> None:
         ({"fp32_contents": [1.0]}, [], "unexpected total byte size 4 for input 'x', expecting 60"),
         ({}, [bytes(56)], "unexpected total byte size 56 for input 'x', expecting 60"),
         ({}, [bytes(60)] * 2, "expected 1 raw_input_contents but got 2"),
-        ({"fp32_contents": [1.0]}, [bytes(60)], "contents field must not be specified when using raw_input_contents"),
+        (
+            {"fp32_contents": [1.0]},
+            [bytes(60)],
+            "contents field must not be specified when using raw_input_contents for 'x' for model 'sum'",
+        ),
         ({"fp64_contents": [1.0]}, [], "input 'x' has fp64_contents, but its datatype is FP32"),
+        (
+            {"fp32_contents": [1.0]},
+            [bytes(60)] * 2,
+            "contents field must not be specified when using raw_input_contents for 'x' for model 'sum'",
+        ),
     ],
 )
 def test_contents_that_do_not_fit_are_refused(stub: Any, contents: Any, raw: list[bytes], words: str) -> None:
@@ -129,14 +138,3 @@ def test_a_mistake_is_told_in_tritons_words(
         client.infer(model, [sent], model_version=version)
     assert refused.value.status() == f"StatusCode.{code}"
     assert words in refused.value.message()
-
-
-def test_extensions_of_triton_are_refused(client: Any) -> None:
-    for call in (client.get_inference_statistics, client.get_model_repository_index):
-        with pytest.raises(InferenceServerException) as refused:
-            call()
-        assert refused.value.status() == "StatusCode.UNIMPLEMENTED"
-    shared = triton.InferInput("x", list(X.shape), "FP32")
-    shared.set_shared_memory("region", X.nbytes)
-    with pytest.raises(InferenceServerException, match="the shared memory extensions are not supported"):
-        client.infer("sum", [shared])
