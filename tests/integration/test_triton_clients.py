@@ -17,7 +17,7 @@ import tritonclient.http as triton_http
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from tests.support.plain_onnx import write_times
+from tests.support.plain_onnx import write_sum, write_times
 from tests.support.ports import free_port
 from tests.support.stack import Stack
 from tests.support.triton_models import write_identity, write_image_classes, write_simple, write_simple_string
@@ -42,6 +42,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     for name, write in MODELS.items():
         write(folder / name / "1")
         toml += f'[models.{name}]\npath = "{name}"\nrealtime = {{ timeout_ms = 10000, max_micro_batch = 100 }}\n'
+    for version in ("1", "2"):
+        write_sum(folder / "sum" / version, 3)
+    toml += '[models.sum]\npath = "sum"\nversions = [1, 2]\nrealtime = { timeout_ms = 10000, max_micro_batch = 100 }\n'
     (folder / "column" / "2").mkdir()
     (folder / "column" / "2" / "model.onnx").write_text("no model")
     with Stack(folder, toml) as running:
@@ -97,11 +100,10 @@ def test_sums_and_differences_and_then_the_statistics(by_grpc: Any, by_http: Any
     many = np.repeat(NUMBERS, 250, axis=0)
     by_http.infer("simple", pair(many, many, door=triton_http))
 
-    def counted() -> tuple[int, ...]:
+    def counted() -> tuple[int, int, int]:
         [now] = by_grpc.get_inference_statistics("simple", "1").model_stats
-        return tuple(getattr(now, name) - getattr(before, name) for name in ("inference_count", "execution_count")) + (
-            now.inference_stats.success.count - before.inference_stats.success.count,
-        )
+        requests = now.inference_stats.success.count - before.inference_stats.success.count
+        return now.inference_count - before.inference_count, now.execution_count - before.execution_count, requests
 
     # the second request took three micro-batches
     wait_for(lambda: counted() == (251, 4, 2), "the counts, which processes add once a second", 10)
@@ -111,7 +113,7 @@ def test_sums_and_differences_and_then_the_statistics(by_grpc: Any, by_http: Any
     assert by_rest["inference_stats"]["success"]["ns"] > 0
     assert by_rest["inference_stats"]["fail"] == {"count": 0, "ns": 0}
     everything = {one["name"] for one in by_http.get_inference_statistics()["model_stats"]}
-    assert everything == {one.name for one in by_grpc.get_inference_statistics().model_stats} == set(MODELS)
+    assert everything == {one.name for one in by_grpc.get_inference_statistics().model_stats} == {*MODELS, "sum"}
 
 
 def test_texts_with_zero_bytes_and_texts_of_numbers(by_grpc: Any) -> None:
@@ -174,7 +176,7 @@ def test_the_index_tells_every_version_and_why_one_does_not_serve(by_grpc: Any, 
 
     wait_for(refused, "the version that is no model", 20)
     index = {(one.name, one.version): one for one in by_grpc.get_model_repository_index().models}
-    assert {name for name, version in index if version == "1"} == set(MODELS)
+    assert {name for name, version in index if version == "1"} == {*MODELS, "sum"}
     assert {index[name, "1"].state for name in MODELS} == {"READY"}
     assert index["column", "2"].state == "UNAVAILABLE"
     assert index["column", "2"].reason
@@ -227,6 +229,102 @@ def test_a_clients_timeout_is_its_budget(stub: Any, http: httpx.Client) -> None:
     with pytest.raises(grpc.RpcError) as refused:
         stub.ModelInfer(request)
     assert refused.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+# --- tensors ---
+
+X = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+
+
+def test_every_version_is_described(by_grpc: Any) -> None:
+    assert by_grpc.is_model_ready("sum")
+    assert not by_grpc.is_model_ready("sum", "9")
+    assert not by_grpc.is_model_ready("nobody")
+    wait_for(lambda: by_grpc.is_model_ready("sum", "1"), "the older version to be held", 20)
+    described = by_grpc.get_model_metadata("sum")
+    assert (list(described.versions), described.platform) == (["1", "2"], "onnxruntime_onnx")
+    assert [(one.name, one.datatype, list(one.shape)) for one in described.inputs] == [("x", "FP32", [-1, 3])]
+    assert list(by_grpc.get_model_metadata("sum", "1").versions) == ["1"]
+
+
+def test_tensors_come_and_go_as_bytes(by_grpc: Any) -> None:
+    answer = by_grpc.infer("sum", [tensor("x", X, "FP32")], request_id="seven")
+    [output] = answer.get_response().outputs
+    np.testing.assert_allclose(np.ravel(answer.as_numpy(output.name)), X.sum(axis=1), rtol=1e-5)
+    found = answer.get_response()
+    assert (found.model_name, found.model_version, found.id) == ("sum", "2", "seven")
+    wanted = [triton.InferRequestedOutput(output.name)]
+    older = by_grpc.infer("sum", [tensor("x", X, "FP32")], model_version="1", outputs=wanted)
+    assert older.get_response().model_version == "1"
+    # more rows than a micro-batch
+    many = np.ones((250, 3), np.float32)
+    assert by_grpc.infer("sum", [tensor("x", many, "FP32")]).as_numpy(output.name).sum() == 750
+
+
+def by_element(**contents: Any) -> Any:
+    request = service_pb2.ModelInferRequest(model_name="sum")
+    item = request.inputs.add(name="x", datatype="FP32", shape=X.shape)
+    for field, values in contents.items():
+        getattr(item.contents, field).extend(values)
+    return request
+
+
+def test_tensors_come_by_element(stub: Any) -> None:
+    answer = stub.ModelInfer(by_element(fp32_contents=X.ravel()), timeout=10)
+    np.testing.assert_allclose(np.frombuffer(answer.raw_output_contents[0], "<f4"), X.sum(axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("contents", "raw", "words"),
+    [
+        ({"fp32_contents": [1.0]}, [], "unexpected total byte size 4 for input 'x', expecting 60"),
+        ({}, [bytes(56)], "unexpected total byte size 56 for input 'x', expecting 60"),
+        ({}, [bytes(60)] * 2, "expected 1 raw_input_contents but got 2"),
+        (
+            {"fp32_contents": [1.0]},
+            [bytes(60)],
+            "contents field must not be specified when using raw_input_contents for 'x' for model 'sum'",
+        ),
+        ({"fp64_contents": [1.0]}, [], "input 'x' has fp64_contents, but its datatype is FP32"),
+        (
+            {"fp32_contents": [1.0]},
+            [bytes(60)] * 2,
+            "contents field must not be specified when using raw_input_contents for 'x' for model 'sum'",
+        ),
+    ],
+)
+def test_contents_that_do_not_fit_are_refused(stub: Any, contents: Any, raw: list[bytes], words: str) -> None:
+    request = by_element(**contents)
+    request.raw_input_contents.extend(raw)
+    with pytest.raises(grpc.RpcError) as refused:
+        stub.ModelInfer(request, timeout=10)
+    assert (refused.value.code(), refused.value.details()) == (grpc.StatusCode.INVALID_ARGUMENT, words)
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "sent", "code", "words"),
+    [
+        ("nobody", "", tensor("x", X, "FP32"), "NOT_FOUND", "Request for unknown model: 'nobody' is not found"),
+        ("sum", "9", tensor("x", X, "FP32"), "NOT_FOUND", "Request for unknown model: 'sum' version 9 is not found"),
+        (
+            "sum",
+            "one",
+            tensor("x", X, "FP32"),
+            "INVALID_ARGUMENT",
+            "failed to get model version from specified",
+        ),
+        ("sum", "", tensor("y", X, "FP32"), "INVALID_ARGUMENT", "unexpected inference input 'y' for model 'sum'"),
+        ("sum", "", tensor("x", X.astype(float), "FP64"), "INVALID_ARGUMENT", "data-type is 'FP64'"),
+        ("sum", "", tensor("x", X[:, :2], "FP32"), "INVALID_ARGUMENT", "Expected [-1,3], got [5,2]"),
+    ],
+)
+def test_a_mistake_is_told_in_tritons_words(
+    by_grpc: Any, model: str, version: str, sent: Any, code: str, words: str
+) -> None:
+    with pytest.raises(InferenceServerException) as refused:
+        by_grpc.infer(model, [sent], model_version=version)
+    assert refused.value.status() == f"StatusCode.{code}"
+    assert words in refused.value.message()
 
 
 # --- streams ---

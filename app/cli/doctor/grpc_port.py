@@ -53,9 +53,8 @@ def _try(address: str, settings: Settings, how: str, *, is_served: bool) -> Find
     if is_grpc and is_served:
         return ok(Check.GRPC, address, f"answers; {how}")
     holder = port_holder(port) or "another process"
-    detail = (
-        f"the port is taken by {holder}" if not is_served else f"what answers there is no gRPC with {how}: {holder}"
-    )
+    wrong = f"what answers there is no gRPC ({how})" if is_served else "the port is taken"
+    detail = f"{wrong}: {holder}"
     return error(Check.GRPC, address, detail, "stop that, or set another [grpc] port, then restart the API")
 
 
