@@ -31,6 +31,7 @@ from inference.serving import ModelCall, Outputs
 
 #: the scope of predictions goes by a path of this start
 _PREDICTIONS = "/v1/"
+_ENDS_STREAMS = b"triton_grpc_error"
 
 #: the first class that fits decides; an error of no class here is our fault
 _CODES: tuple[tuple[type[ForecacheError], grpc.StatusCode], ...] = (
@@ -80,6 +81,11 @@ class GrpcCall:
             "headers": [(str(key).encode(), _bytes(value)) for key, value in metadata],
             "client": (_address_of(context.peer()),),
         }
+
+    @property
+    def ends_streams(self) -> bool:
+        """Whether its client wants an error to end the stream, with a status: Triton's header says so."""
+        return (_ENDS_STREAMS, b"true") in self.scope["headers"]
 
     def check(self) -> None:
         """Check that the client may compute predictions.

@@ -194,7 +194,11 @@ class GrpcServices:
     async def _answer_one(
         self, kind: Any, how: StreamAnswer, context: ServicerContext[bytes, bytes], data: bytes
     ) -> bytes:
-        """Return the response to one message of a stream; an error is a response, too."""
+        """Return the response to one message of a stream. An error is a response, too.
+
+        Raises:
+            ForecacheError: the client wants errors to end the stream.
+        """
         call = GrpcCall(self._process, self._access, context, in_stream=True)
         begin_request(call.scope)
         held, message = HeldBytes(self._memory, lambda: False), None
@@ -205,6 +209,8 @@ class GrpcServices:
             message = parse_message(kind, data)
             response = await how.answer(call, message)
         except ForecacheError as error:
+            if call.ends_streams:
+                raise
             response = how.refuse(message, words_of(error))
         except Exception as error:  # noqa: BLE001 - `tell_each` logs it
             defects.tell_each(error)

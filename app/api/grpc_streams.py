@@ -11,7 +11,7 @@ from typing import Any
 from grpc.aio import ServicerContext
 
 from app.api.grpc_calls import Answer
-from inference.errors import DeadlineExceeded, Overloaded
+from inference.errors import Overloaded
 
 #: messages of one stream that are computed at a time; later ones wait at the client
 AT_A_TIME = 8
@@ -39,11 +39,12 @@ class Streams:
         self._open = 0
 
     async def serve(self, context: ServicerContext[bytes, bytes], answer: Callable[[bytes], Awaitable[bytes]]) -> None:
-        """Answer each message until the client has sent its last one. `answer` never raises an error of ours.
+        """Answer each message until the client has sent its last one.
 
         Raises:
             Overloaded: too many streams are open.
-            DeadlineExceeded: the client does not read its responses.
+            ForecacheError: `answer` raised it.
+            CancelledError: the client went, or does not read its responses.
         """
         if self._open >= MAX_STREAMS:
             raise Overloaded(f"{MAX_STREAMS} streams are open already: end some, or send single requests")
@@ -87,4 +88,5 @@ async def _write(context: ServicerContext[bytes, bytes], response: bytes) -> Non
         async with asyncio.timeout(WRITE_TIMEOUT_S):
             await context.write(response)
     except TimeoutError as error:
-        raise DeadlineExceeded("the client does not read its responses") from error
+        # a status would wait behind this response; gRPC resets the stream of a handler that was cancelled
+        raise asyncio.CancelledError("the client does not read its responses") from error

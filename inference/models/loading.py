@@ -97,7 +97,7 @@ def load_version(
         result = warm_up(runtime, vectoriser, rows, sizes=warm_up_rows, is_proved=is_proved)
     else:
         result = WarmUpResult(runtime.signature, f"{without_rows}; until then only clients of /v1 can call it")
-    labels, labels_notice = read_class_labels(folder)
+    labels, labels_notice = read_class_labels(folder, result.signature.model_outputs)
     record = VersionRecord(
         version=version,
         state="ready",

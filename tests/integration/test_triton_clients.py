@@ -371,6 +371,17 @@ def test_an_error_answers_its_message_and_the_stream_goes_on(stub: Any) -> None:
     assert found[2].error_message == "Request for unknown model: 'nobody' is not found"
 
 
+def test_a_client_may_want_an_error_to_end_its_stream(stub: Any) -> None:
+    call = stub.ModelStreamInfer(
+        iter([column(1), column(2, name="z"), column(3)]), timeout=20, metadata=(("triton_grpc_error", "true"),)
+    )
+    assert not next(call).error_message
+    with pytest.raises(grpc.RpcError) as ended:
+        next(call)
+    assert ended.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "unexpected inference input 'z'" in ended.value.details()
+
+
 def test_bytes_that_are_no_message_are_one_error_of_a_stream(address: str) -> None:
     with grpc.insecure_channel(address) as channel:
         call = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")

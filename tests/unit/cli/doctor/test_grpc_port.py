@@ -23,12 +23,15 @@ from tests.unit.api.test_grpc_server import NoModels
 HERE = socket.gethostname()
 
 
+def beat(host: str) -> WorkerBeat:
+    return WorkerBeat(
+        name=f"api@{host}", process="api", queues=("api",), host=host, pid=1, release=None, started_at=0.0, ready=True,
+        versions={},
+    )  # fmt: skip
+
+
 def served_by(*hosts: str) -> Roster:
-    beats = (
-        WorkerBeat(f"api@{host}", "api", ("api",), host, 1, release=None, started_at=0.0, ready=True, versions={})
-        for host in hosts
-    )
-    return Roster(tuple(beats), {})
+    return Roster(tuple(map(beat, hosts)), {})
 
 
 def settings(**grpc: Any) -> Settings:
