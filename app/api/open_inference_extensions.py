@@ -153,7 +153,7 @@ async def model_configuration(process: Process, model: str, version: VersionInPa
 
 
 @router.post("/repository/index", responses=_ERRORS)
-async def index(request: Request, process: Process) -> Response:
+async def list_repository(request: Request, process: Process) -> Response:
     """Return every version of every model with its state; with `{"ready": true}` only those that serve."""
     body = await read_body(request)
     document = parse(body) if body else {}
@@ -164,12 +164,12 @@ async def index(request: Request, process: Process) -> Response:
 
 
 @router.post("/repository/models/{model}/load", responses=documented_errors(400))
-async def load(model: str) -> Response:
+async def load_model(model: str) -> Response:
     """Refuse: models are managed by the settings and the model's folder."""
     raise no_control(model, load=True)
 
 
 @router.post("/repository/models/{model}/unload", responses=documented_errors(400))
-async def unload(model: str) -> Response:
+async def unload_model(model: str) -> Response:
     """Refuse: models are managed by the settings and the model's folder."""
     raise no_control(model, load=False)
