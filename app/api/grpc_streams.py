@@ -13,12 +13,10 @@ from grpc.aio import ServicerContext
 from app.api.grpc_calls import Answer
 from inference.errors import Overloaded
 
-#: messages of one stream that are computed at a time; later ones wait at the client
+#: messages of one stream that are computed, or wait to be sent, at a time; a client that does not read gets no further
 AT_A_TIME = 8
 #: streams of one process: an idle one takes a place among the calls
 MAX_STREAMS = 128
-#: time for a client to take a response
-WRITE_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,6 @@ class Streams:
         Raises:
             Overloaded: too many streams are open.
             ForecacheError: `answer` raised it.
-            CancelledError: the client went, or does not read its responses.
         """
         if self._open >= MAX_STREAMS:
             raise Overloaded(f"{MAX_STREAMS} streams are open already: end some, or send single requests")
@@ -69,7 +66,8 @@ async def _serve(context: ServicerContext[bytes, bytes], answer: Callable[[bytes
                     answers.append(asyncio.create_task(_answered(answer, message)))
                     reading = asyncio.create_task(_read(context))
             if answers and answers[0].done():
-                await _write(context, answers.popleft().result())
+                # waits until the client has room: then no further message is read, either
+                await context.write(answers.popleft().result())
     finally:
         for task in (*answers, *([reading] if reading else [])):
             task.cancel()
@@ -81,12 +79,3 @@ async def _read(context: ServicerContext[bytes, bytes]) -> Any:
 
 async def _answered(answer: Callable[[bytes], Awaitable[bytes]], message: bytes) -> bytes:
     return await answer(message)
-
-
-async def _write(context: ServicerContext[bytes, bytes], response: bytes) -> None:
-    try:
-        async with asyncio.timeout(WRITE_TIMEOUT_S):
-            await context.write(response)
-    except TimeoutError as error:
-        # a status would wait behind this response; gRPC resets the stream of a handler that was cancelled
-        raise asyncio.CancelledError("the client does not read its responses") from error

@@ -64,9 +64,8 @@ def _speaks_http2(host: str, port: int, *, tls: bool) -> bool | None:
         plain = socket.create_connection((_ANY_ADDRESS.get(host, host), port), timeout=_WITHIN_S)
     except OSError:
         return None
-    with plain:
-        try:
-            connection = _unverified().wrap_socket(plain) if tls else plain
+    try:
+        with plain, _unverified().wrap_socket(plain) if tls else plain as connection:
             connection.settimeout(_WITHIN_S)
             connection.sendall(_PREFACE)
             head = b""
@@ -75,8 +74,8 @@ def _speaks_http2(host: str, port: int, *, tls: bool) -> bool | None:
                 if not more:
                     return False
                 head += more
-        except OSError:  # of TLS, too
-            return False
+    except OSError:  # of TLS, too
+        return False
     return head[_TYPE_AT] == _SETTINGS
 
 
