@@ -152,7 +152,16 @@ async def model_configuration(process: Process, model: str, version: VersionInPa
     return json_response(await configuration(process, model, version))
 
 
-@router.post("/repository/index", responses=_ERRORS)
+_INDEX: dict[str, Any] = {
+    "requestBody": {
+        "content": {
+            "application/json": {"schema": {"type": "object", "properties": {"ready": {"type": "boolean"}}}},
+        }
+    }
+}
+
+
+@router.post("/repository/index", responses=_ERRORS, openapi_extra=_INDEX)
 async def list_repository(request: Request, process: Process) -> Response:
     """Return every version of every model with its state; with `{"ready": true}` only those that serve."""
     body = await read_body(request)
