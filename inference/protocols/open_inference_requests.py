@@ -168,11 +168,10 @@ class _RequestReader:
         return tensors
 
     def _check_missing(self, given: int, missing: Sequence[str]) -> None:
-        if missing:
-            self._faults.append(
-                f"expected {len(self._inputs)} inputs but got {given} inputs for model '{self._model}': "
-                f"{cut(', '.join(missing))} missing"
-            )
+        if not missing:
+            return
+        few = f"expected {len(self._inputs)} inputs but got {given} inputs" if given < len(self._inputs) else "inputs"
+        self._faults.append(f"{few} for model '{self._model}': {cut(', '.join(missing))} missing")
 
     def _input(self, name: str, item: Mapping[str, Any], content: Content) -> npt.NDArray[Any] | None:
         """Return one tensor; None if it is at fault."""

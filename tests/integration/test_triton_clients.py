@@ -365,8 +365,7 @@ def test_an_error_answers_its_message_and_the_stream_goes_on(stub: Any) -> None:
     assert values == [[2.0], None, None, [8.0], None, [10.0]]
     assert found[1].infer_response.id == "wrong"
     assert found[1].error_message == (
-        "unexpected inference input 'z' for model 'column'; "
-        "expected 1 inputs but got 1 inputs for model 'column': x missing"
+        "unexpected inference input 'z' for model 'column'; inputs for model 'column': x missing"
     )
     assert found[2].error_message == "Request for unknown model: 'nobody' is not found"
 
