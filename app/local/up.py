@@ -127,6 +127,8 @@ def _require_addresses(settings: Settings, kinds: frozenset[str]) -> None:
     if "api" in kinds:
         require_allowed(settings.api)
         require_free(settings.api.host, settings.api.port, "[api] port")
+        if settings.grpc.port is not None:
+            require_free(settings.grpc.host, settings.grpc.port, "[grpc] port")
         check_grpc(settings, first=True)
     if "dashboard" in kinds:
         require_free(settings.dashboard.host, settings.dashboard.port, "[dashboard] port")
@@ -147,6 +149,10 @@ def _notes(settings: Settings, kinds: frozenset[str], redis: EmbeddedRedis | Non
         yield f"Redis: the one at {_without_password(settings.redis_url)}, not started here", "info"
         if not _answers(settings.redis_url):
             yield f"nothing answers at {_without_password(settings.redis_url)} yet: all will wait for it", "warning"
+    if "api" in kinds and settings.grpc.port is not None:
+        how = "TLS" if settings.grpc.certificate else "plain text"
+        keys = "with API keys" if settings.api.keys else "without API keys"
+        yield f"gRPC listens on {settings.grpc.host}:{settings.grpc.port}: {how}, {keys}", "info"
     if "dashboard" in kinds:
         where = "the settings" if settings.dashboard.password else settings.state_dir / "dashboard.json"
         yield f"Flower asks for a user and a password: see {where}", "info"

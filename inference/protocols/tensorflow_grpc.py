@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from inference.errors import BadInput, cut
+from inference.errors import BadInput, Unsupported, cut
 from inference.protocols.messages import message_class
 from inference.protocols.tensor_messages import DATA_TYPES, tensor_of, write_tensor
 from inference.protocols.tensorflow_calls import DEFAULT_SIGNATURE, classifications, regressions
@@ -23,10 +23,6 @@ METHODS = {Method.CLASSIFY: "tensorflow/serving/classify", Method.REGRESS: "tens
 _SIGNATURE_DEF = "signature_def"
 #: TensorFlow's code of an error of no other kind
 _UNKNOWN = 2
-
-
-class Unsupported(BadInput):
-    """Raised when a protocol has a method that is missing here."""
 
 
 def model_of(request: Any, method: Method) -> ModelUrl:

@@ -6,16 +6,14 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import httpx
-import pytest
 
+from tests.support.peers import peer_python
 from tests.support.ports import free_port
 from tests.support.waiting import wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENT = "mlserver==1.7.1"
 
 #: written beside the models: MLServer's own runtimes do not say what their models take
@@ -53,21 +51,6 @@ class Text(MLModel):
 """
 
 
-def mlserver_python() -> Path:
-    """Return the interpreter of MLServer's environment; the first time it is made, which takes minutes."""
-    folder = ROOT / ".peers" / REQUIREMENT.replace("==", "-")
-    python = folder / "bin" / "python"
-    if not (folder / ".installed").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        installed = subprocess.run(
-            [str(python), "-m", "pip", "install", "--quiet", REQUIREMENT], capture_output=True, text=True, check=False
-        )
-        if installed.returncode:
-            pytest.fail(f"{REQUIREMENT} cannot be installed: {installed.stderr[-1000:]}")
-        (folder / ".installed").touch()
-    return python
-
-
 class MLServer:
     """MLServer over the models `plain` and `text` in a folder, until it leaves the `with` block."""
 
@@ -85,7 +68,7 @@ class MLServer:
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> MLServer:
-        python = mlserver_python()
+        python = peer_python(REQUIREMENT)
         # a port that was free may be taken by the time that MLServer, seconds later, asks for it
         for _ in range(3):
             self._start(python)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from app.cli.doctor.findings import Check, Finding, at_once, error, not_checked, warning
+from app.cli.doctor.grpc_port import check_grpc_port
 from app.cli.doctor.machine import check_clock, check_environment, check_gpus, check_versions, find_gpus
 from app.cli.doctor.models import StoredModel, check_fallbacks, check_model
 from app.cli.doctor.runs import check_active_set, check_patience, check_run_engine, check_schedule
@@ -28,7 +29,7 @@ from inference.deployment import Deployment
 from inference.economics.miss_capacity import miss_capacity
 from inference.errors import ForecacheError, StoreUnavailable
 from inference.failures import sentence_of
-from inference.monitoring.presence import Roster
+from inference.monitoring.presence import API_PROCESSES, Roster
 from inference.settings import ModelSettings, Settings
 from inference.sources import Source
 
@@ -95,6 +96,7 @@ class Checkup:
             Check.REDIS: lambda: check_servers(self._settings, self._results, self._cache),
             Check.BROKER: lambda: check_broker(self._settings, self._results),
             Check.WORKERS: lambda: check_workers(self._settings, self._rosters(), self._active()),
+            Check.GRPC: lambda: check_grpc_port(self._settings, self._api_processes()),
             Check.FALLBACK: lambda: check_fallbacks(self._settings),
             Check.MACHINE: self._machine,
         }
@@ -188,6 +190,9 @@ class Checkup:
 
     def _runs(self, model: str) -> list[RunRecord] | None:
         return self._deployment.ledger.newest(model, _RUNS) if self._deployment else None
+
+    def _api_processes(self) -> Roster | None:
+        return self._deployment.presence.roster(API_PROCESSES) if self._deployment else None
 
     def _rosters(self) -> dict[str, Roster] | None:
         if self._deployment is None:
