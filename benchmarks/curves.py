@@ -30,6 +30,7 @@ from inference.monitoring.access_sample import (
     day_bytes,
     joined,
     most_popular,
+    sample_bytes,
     visits_at,
 )
 from inference.monitoring.asked_filters import DAY_S
@@ -167,10 +168,11 @@ def sampled(trace: Trace, rate: float) -> AccessSample:
         popular = np.argsort(-counts, kind="stable")[: min(most_popular(len(numbers)), np.count_nonzero(counts))]
         is_popular = np.isin(trace.entity[first:end], popular) & (np.arange(first, end) >= start)
         hashed, at = hashes[first:end], trace.at[first:end]
-        visits = visits_at(hashed[~is_popular], at[~is_popular], threshold)
-        if visits.nbytes > most:
-            visits, threshold = cut(visits, threshold, most)
         apart, _ = joined(visits_at(hashed[is_popular], at[is_popular], EVERYBODY), VISIT_GAP_TICKS, most)
+        visits = visits_at(hashed[~is_popular], at[~is_popular], threshold)
+        room = sample_bytes(len(numbers), apart.nbytes)
+        if visits.nbytes > room:
+            visits, threshold = cut(visits, threshold, room)
         entities = float(len(np.unique(trace.entity[first:end])))
         read[number] = SampledDay(visits, threshold, int(end - first), apart, int(is_popular.sum()), entities)
     # the number of entities as a HyperLogLog counts it

@@ -25,6 +25,7 @@ from inference.monitoring.access_sample import (
     joined,
     merged,
     most_popular,
+    sample_bytes,
     visits_at,
 )
 from inference.monitoring.asked_filters import DAY_S, Filter, filter_bytes, places_of
@@ -201,8 +202,9 @@ class AccessLog:
             pipeline.expire(name, _kept_s(settings.days))
         _, _, sampled_bytes, _, popular_bytes, _ = await pipeline.execute()
         most = day_bytes(settings.days)
-        if sampled_bytes > most:
-            await self._cut(about, names[0], "sample_cuts", "threshold", partial(cut, most_bytes=most), settings)
+        room = sample_bytes(settings.days, popular_bytes)
+        if sampled_bytes > room:
+            await self._cut(about, names[0], "sample_cuts", "threshold", partial(cut, most_bytes=room), settings)
         if popular_bytes > most:
             await self._cut(about, names[1], "popular_cuts", "gap", partial(joined, most_bytes=most), settings)
 

@@ -46,8 +46,13 @@ Visits = npt.NDArray[np.void]
 
 
 def day_bytes(days: int) -> int:
-    """Return the size in bytes of a day's sample, and of its popular entities' visits, if so many days are kept."""
+    """Return the size in bytes of the visits of a day's popular entities, if so many days are kept."""
     return MOST_BYTES // (2 * days) // VISITS.itemsize * VISITS.itemsize
+
+
+def sample_bytes(days: int, popular: int) -> int:
+    """Return the size in bytes of a day's sample: what its popular entities' visits leave, and at least as much."""
+    return 2 * day_bytes(days) - min(popular, day_bytes(days))
 
 
 def most_popular(days: int) -> int:

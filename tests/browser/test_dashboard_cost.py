@@ -124,6 +124,7 @@ def test_hit_rate_curves_show_today_and_the_advised_point(
     process, _ = dashboard
     open_page(browser, process, "delay")
     wait_for(lambda: "accesses within" in browser.text("#curves-note"), "curves", 20)
+    wait_for(lambda: browser.text("#chart-realtime_ttl .legend"), "the last curve", 20)
     told = process.get("/cost/data?model=delay").json()["costs"]["advice"]["hit_curves"]
     for curve in told["curves"]:
         chart = f"chart-{curve['name']}"

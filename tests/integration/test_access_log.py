@@ -13,7 +13,7 @@ import pytest_asyncio
 from inference.economics.hit_curves import hit_rate
 from inference.economics.policies import DEFAULTS, Policy, parse_policy
 from inference.monitoring import access_log
-from inference.monitoring.access_sample import AccessSample, day_bytes
+from inference.monitoring.access_sample import AccessSample, day_bytes, sample_bytes
 from inference.monitoring.asked_filters import (
     DAY_S,
     LARGEST_BYTES,
@@ -250,8 +250,12 @@ async def test_the_sample_of_all_processes_has_a_fixed_size_and_predicts_their_h
         clock.now += 600
     clock.now -= 600
     sample = AccessSample.load(redis_client, KEYS, "delay", days, clock)
-    for name in (KEYS.access_sample("delay", 20_000), KEYS.popular_accesses("delay", 20_000)):
-        assert 0 < redis_client.strlen(name) <= day_bytes(days) * 1.2
+    names = (KEYS.access_sample("delay", 20_000), KEYS.popular_accesses("delay", 20_000))
+    sizes = [redis_client.strlen(name) for name in names]
+    assert all(sizes)
+    assert sizes[1] <= day_bytes(days) * 1.2
+    assert day_bytes(days) / 2 < sizes[0] <= sample_bytes(days, sizes[1]) * 1.2
+    for name in names:
         assert DAY_S * days < redis_client.ttl(name) <= DAY_S * (days + 1)
     assert sample.total == len(asked) == 43_200
     assert sample.rate < 0.5
