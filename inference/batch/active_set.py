@@ -70,7 +70,8 @@ class DayRanking:
         low, scores = np.uint64((1 << _TABLE_BITS) - 1), np.zeros(len(histories))
         for number, table in enumerate(self._tables):
             scores += table[(histories >> np.uint64(number * _TABLE_BITS) & low).astype(np.intp)]
-        return scores / self._of_all[np.minimum(np.frexp(histories.astype(np.float64))[1], 64)]
+        scores /= self._of_all[np.minimum(np.frexp(histories.astype(np.float64))[1], 64)]
+        return scores
 
 
 @dataclass(frozen=True)

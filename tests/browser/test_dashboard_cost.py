@@ -113,7 +113,10 @@ def test_costs_advice_and_both_charts_are_shown(
     assert "[object" not in browser.text("body")
     assert browser.complaints() == []
     picture(browser, tmp_path, "cost-page")
+    grid = "return getComputedStyle(document.querySelector('#chart-realtime_ttl .ygrid')).stroke"
+    light = browser.script(grid)
     browser.use_theme("dark")
+    wait_for(lambda: browser.script(grid) != light, "charts in the dark", 20)
     picture(browser, tmp_path, "cost-page-dark")
     browser.use_theme("light")
 
