@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from inference.batch.schedule import current_slot, slot_after, slot_at
+from inference.batch.schedule import current_slot, slot_after, slot_at, slots_between
 
 
 def at(text: str) -> float:
@@ -73,3 +73,13 @@ def test_how_early_a_message_may_be(schedule: str, seconds_before: float, of_the
     told = current_slot(schedule, "UTC", following - seconds_before)
     before = "2026-03-09T03:00:00.000Z" if schedule.startswith("0") else "2026-03-10T02:59:40.000Z"
     assert told == ("2026-03-10T03:00:00.000Z" if of_the_next else before)
+
+
+@pytest.mark.parametrize("schedule", ["7m", "0 3,9 * * mon-fri", "*/5 * * * *"])
+def test_slots_between_are_all_from_the_last_one_before_to_the_first_one_after(schedule: str) -> None:
+    since, until = 1_700_000_000.0, 1_700_000_000.0 + 4 * 86_400
+    slots = slots_between(schedule, "Europe/Berlin", since, until)
+    assert slots[0] == slot_at(schedule, "Europe/Berlin", since)
+    assert slots[-2] <= until < slots[-1]
+    # after 500 of them their distances repeat
+    assert [slot_after(schedule, "Europe/Berlin", one) for one in slots[:-1:97]] == list(slots[1::97])
