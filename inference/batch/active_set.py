@@ -97,7 +97,7 @@ def find_threshold(hit_rate: float, days: int, histories: Words, sample: AccessS
     it rank high enough? If no set answers so many, the threshold's `least` is 0, and its `share` is what all entities
     with a history answer. `days`: whole days that are known; `histories`: of the entity of each visit in the sample.
     """
-    trial = _Trial(min(LEAST_DAYS, days // 2), histories, sample)
+    trial = _HeldOutDays(min(LEAST_DAYS, days // 2), histories, sample)
     if trial.requests < LEAST_TRIED:
         return None
     rankings = [DayRanking(power, days - trial.days, unknown) for power in _POWERS for unknown in _UNKNOWN]
@@ -105,7 +105,7 @@ def find_threshold(hit_rate: float, days: int, histories: Words, sample: AccessS
     return min(thresholds, key=trial.size)
 
 
-class _Trial:
+class _HeldOutDays:
     """Tries rankings on the requests of the last days."""
 
     def __init__(self, days: int, histories: Words, sample: AccessSample) -> None:
@@ -335,7 +335,7 @@ def _choose_by(rule: EntitiesRule, filters: AskedFilters, sample: AccessSample) 
     if filters.since > filters.at - (rule.asked_within_s or 0.0):
         days, wanted = (filters.at - filters.since) / DAY_S, (rule.asked_within_s or 0.0) / DAY_S
         return f"the access log goes back {days:.1f} days, and the rule {wanted:g}"
-    trial = _Trial(1, filters.history(sample.entity << np.uint64(16)), sample)
+    trial = _HeldOutDays(1, filters.history(sample.entity << np.uint64(16)), sample)
     share = trial.share_asked_before(filters.days - 2) if trial.requests >= LEAST_CHECKED else None
     return _was_asked, share
 

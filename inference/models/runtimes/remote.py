@@ -12,7 +12,7 @@ import numpy.typing as npt
 from inference.errors import ForecacheError, ModelError, PredictionFailed
 from inference.features import FeatureContract
 from inference.models.remote_file import RemoteEngine, check_engine_host, read_remote
-from inference.models.runtimes.remote_connection import Connection, EngineFailures, RemoteProtocol
+from inference.models.runtimes.remote_connection import EngineConnection, EngineFailures, RemoteProtocol
 from inference.models.runtimes.remote_http import HttpConnection
 from inference.models.runtimes.remote_protocols import OpenInferenceProtocol, TensorFlowServingProtocol
 from inference.models.runtimes.runtime import LoadOptions, as_served
@@ -63,7 +63,7 @@ class RemoteRuntime:
         return {name: as_served(_array(answered[name], spec), spec, rows) for name, spec in self._outputs.items()}
 
 
-def _reached(engine: RemoteEngine, failures: EngineFailures) -> tuple[Connection, RemoteProtocol]:
+def _reached(engine: RemoteEngine, failures: EngineFailures) -> tuple[EngineConnection, RemoteProtocol]:
     """Return the connection to an engine, and the protocol to use on it.
 
     Raises:

@@ -38,7 +38,7 @@ class RemoteProtocol(Protocol):
         ...
 
 
-class Connection(Protocol):
+class EngineConnection(Protocol):
     """Keeps connections to an engine. Repeats a request where that may help."""
 
     def ask(self, what: str, body: Any = None) -> Any:

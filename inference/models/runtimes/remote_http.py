@@ -56,7 +56,7 @@ class HttpConnection:
         weakref.finalize(self, self._client.close)
 
     def ask(self, what: str, body: Any = None) -> Any:
-        """Send a request and return its JSON; see `Connection`. `what`: the path. Without a body, it is a GET."""
+        """Send a request and return its JSON; see `EngineConnection`. `what`: the path. Without a body, it is a GET."""
         content = None if body is None else _encoded(body)
         for left in range(self._engine.retries, -1, -1):
             try:
