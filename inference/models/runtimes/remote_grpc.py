@@ -87,7 +87,7 @@ class GrpcConnection:
         self._shared: _Channel | None = None
 
     def ask(self, what: str, body: Any = None) -> Any:
-        """Send a message and return the one that answers it; see `EngineConnection`. `what`: `package.Service/Method`."""
+        """Send a message and return its answer; see `EngineConnection`. `what`: `package.Service/Method`."""
         data = body.SerializeToString()
         for left in range(self._engine.retries, -1, -1):
             patience = patience_s(self._engine)
