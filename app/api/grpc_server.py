@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha.reflection import aio as reflection
 
 from app.api import open_inference_grpc, tensorflow_serving_grpc
 from app.api.access import AccessControl
+from app.api.drain import GRACE_S
 from app.api.grpc_calls import Answer, GrpcCall, code_of
 from app.api.health import readiness
 from app.api.limits import BODY_BYTES_PER_S, BODY_TIMEOUT_S, MAX_BODY_BYTES, MAX_HEAD_BYTES, HeldBytes, RequestMemory
@@ -29,9 +30,8 @@ from inference.errors import (
     BadInput,
     DeadlineExceeded,
     ForecacheError,
-    ModelUnavailable,
     SettingsError,
-    StoreUnavailable,
+    Unavailable,
     cut,
 )
 from inference.logs import get_logger
@@ -42,8 +42,6 @@ from inference.settings import Settings
 log = get_logger(__name__)
 
 HEALTH = "grpc.health.v1.Health"
-#: time for open calls to finish when the service stops
-GRACE_S = 5.0
 #: calls of one process at a time; each may hold a message
 MAX_CALLS = 512
 #: time for a message to arrive
@@ -171,7 +169,7 @@ class GrpcServices:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no service {cut(request.service)}")
         try:
             await readiness(self._process, list(self._process.settings.models))
-        except (StoreUnavailable, ModelUnavailable):
+        except Unavailable:
             return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
         return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
 

@@ -19,6 +19,7 @@ from uvicorn.config import STARTUP_FAILURE
 
 from app.api.application import create_app
 from app.api.connections import Connection
+from app.api.drain import GRACE_S, DrainingServer
 from app.http import backlog, check_grpc, listen, raise_descriptors
 from app.local.forks import Forks
 from inference.errors import SettingsError
@@ -33,15 +34,12 @@ log = get_logger(__name__)
 #: Python's own 5 ms, each hit would wait that long several times
 SWITCH_INTERVAL_S = 0.0005
 
-#: time for open requests to finish when the service stops
-GRACE_S = 5
-
 #: interval at which a process that stands by looks for a free place
 TURN_EVERY_S = 0.01
 
 
 def serve(settings: Settings, fd: int | None = None, *, standby: bool = False) -> None:
-    """Serve until stopped.
+    """Serve until stopped; after SIGTERM, for `[api] drain` more.
 
     This process only holds the port and keeps `[api] processes` forks at work, so that the port outlives each of them:
     when one dies, connections wait for the next one. `fd`: descriptor of an open, listening socket; then this process
@@ -64,11 +62,12 @@ def serve(settings: Settings, fd: int | None = None, *, standby: bool = False) -
         # nobody accepts any more once all forks are stopping: then connections are refused, not kept waiting
         forks = Forks(work, settings.api.processes, hopeless=STARTUP_FAILURE, on_stop=listener.close)
         sys.exit(forks.run())
-    if not standby:
-        work()
-        return
-    with _turn(settings):
-        work()
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again at the end
+        if not standby:
+            work()
+            return
+        with _turn(settings):
+            work()
 
 
 def configure(api: ApiSettings, application: Callable[[], FastAPI]) -> uvicorn.Config:
@@ -122,7 +121,7 @@ def _load(config: uvicorn.Config, settings: Settings) -> None:
 
 def _serve_here(config: uvicorn.Config, listener: socket.socket) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    uvicorn.Server(config).run(sockets=[listener])
+    DrainingServer(config, config.loaded_app.drain).run(sockets=[listener])
 
 
 @contextmanager

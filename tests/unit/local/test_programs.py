@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.local.embedded_redis import EmbeddedRedis
-from app.local.programs import KINDS, all_programs, chosen_kinds, visible_gpus
+from app.local.programs import KINDS, LAST_STAGE, all_programs, chosen_kinds, visible_gpus
 from inference.errors import SettingsError
 from inference.settings import Settings, WorkerSettings
 
@@ -26,7 +26,7 @@ def test_every_process_of_the_table_is_started() -> None:
 def test_the_embedded_redis_starts_first_and_stops_last() -> None:
     programs = all_programs(Settings(), REDIS, None)
     assert programs[0].name == "redis"
-    assert [program.name for program in programs if program.stops_last] == ["redis"]
+    assert [program.name for program in programs if program.stop_stage == LAST_STAGE] == ["redis"]
     assert not any("secret" in word for program in programs for word in program.argv)
 
 
