@@ -16,8 +16,6 @@ from inference.logs import get_logger
 
 log = get_logger(__name__)
 
-#: time for open requests to finish after the drain; then as long for open calls of gRPC
-GRACE_S = 5
 #: fraction of the drain after which answers also ask their clients to hang up
 _CLOSING_AFTER = 0.5
 

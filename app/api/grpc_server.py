@@ -19,7 +19,6 @@ from grpc_reflection.v1alpha.reflection import aio as reflection
 
 from app.api import open_inference_grpc, tensorflow_serving_grpc
 from app.api.access import AccessControl
-from app.api.drain import GRACE_S
 from app.api.grpc_calls import Answer, GrpcCall, code_of
 from app.api.health import readiness
 from app.api.limits import BODY_BYTES_PER_S, BODY_TIMEOUT_S, MAX_BODY_BYTES, MAX_HEAD_BYTES, HeldBytes, RequestMemory
@@ -38,6 +37,7 @@ from inference.logs import get_logger
 from inference.protocols.messages import descriptor_pool, methods_of, parse_message
 from inference.protocols.tensors import MAX_ANSWER_BYTES
 from inference.settings import Settings
+from inference.settings.processes import OPEN_REQUESTS_S
 
 log = get_logger(__name__)
 
@@ -88,7 +88,7 @@ async def grpc_served(process: ApiProcess, access: AccessControl, memory: Reques
     try:
         yield
     finally:
-        await server.stop(GRACE_S)
+        await server.stop(OPEN_REQUESTS_S)
 
 
 def _credentials(settings: Settings) -> grpc.ServerCredentials | None:

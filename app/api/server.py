@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import math
 import os
 import socket
 import sys
@@ -19,13 +20,13 @@ from uvicorn.config import STARTUP_FAILURE
 
 from app.api.application import create_app
 from app.api.connections import Connection
-from app.api.drain import GRACE_S, DrainingServer
+from app.api.drain import DrainingServer
 from app.http import backlog, check_grpc, listen, raise_descriptors
 from app.local.forks import Forks
 from inference.errors import SettingsError
 from inference.logs import configure_logging, get_logger
 from inference.settings import ApiSettings, Settings
-from inference.settings.processes import require_allowed
+from inference.settings.processes import OPEN_REQUESTS_S, require_allowed
 from tasks.dispatch import load_dispatcher
 
 log = get_logger(__name__)
@@ -57,6 +58,8 @@ def serve(settings: Settings, fd: int | None = None, *, standby: bool = False) -
     config = configure(settings.api, partial(create_app, settings))
     _load(config, settings)
     log.info("api.listening", url=_url_of(listener))
+    if (settings.api.stop_timeout or math.inf) < settings.api.longest_stop_s:
+        log.warning("api.killed_before_it_stops", needs_s=settings.api.longest_stop_s, gets_s=settings.api.stop_timeout)
     work = partial(_serve_here, config, listener)
     if fd is None:
         # nobody accepts any more once all forks are stopping: then connections are refused, not kept waiting
@@ -83,7 +86,7 @@ def configure(api: ApiSettings, application: Callable[[], FastAPI]) -> uvicorn.C
         access_log=False,
         # the access check counts wrong keys by the connection's address: a header could hold any address
         proxy_headers=False,
-        timeout_graceful_shutdown=GRACE_S,
+        timeout_graceful_shutdown=OPEN_REQUESTS_S,
     )
 
 

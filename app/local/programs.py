@@ -110,7 +110,7 @@ def _apis(api: ApiSettings, listener: int | None) -> list[Program]:
         _module(
             f"api-{number}", "app.cli", "api", "--fd", str(listener), "--standby",
             says_ready=r"Application startup complete|api\.stands_by", url=_url(api), fds=(listener,),
-            hasty_signal=signal.SIGINT, grace_s=api.drain + GRACE_S,
+            hasty_signal=signal.SIGINT, grace_s=api.longest_stop_s,
         )
         for number in range(1, api.processes + 2)
     ]  # fmt: skip

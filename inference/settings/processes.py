@@ -28,6 +28,9 @@ _OWN_PATHS = ("predict", "predictions", "features", "runs", "models", "health", 
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
+#: time for the open requests of a stopping API process to finish; then as long for its open gRPC calls
+OPEN_REQUESTS_S = 5
+
 
 def _parse_drain(value: Any) -> float:
     return 0.0 if value in (0, "0", "0s") and value is not False else parse_duration(value)
@@ -143,6 +146,11 @@ class ApiSettings(Section):
     drain: Annotated[float, BeforeValidator(_parse_drain)] = 5.0
     stop_timeout: Duration | None = None
     max_connections: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def longest_stop_s(self) -> float:
+        """The seconds from SIGTERM until the last open request, over HTTP and then over gRPC, has had its time."""
+        return self.drain + 2 * OPEN_REQUESTS_S
 
     @field_validator("root_path")
     @classmethod
