@@ -73,6 +73,7 @@ def test_a_request_that_is_arriving_at_the_end_is_answered(tmp_path: Path) -> No
         assert stack.processes["api"].wait(10) == 0
 
 
+@pytest.mark.slow
 def test_a_second_sigterm_ends_it_at_once(tmp_path: Path) -> None:
     with api_that_drains(tmp_path, "1h") as stack:
         process = stack.processes["api"]
@@ -82,12 +83,14 @@ def test_a_second_sigterm_ends_it_at_once(tmp_path: Path) -> None:
         assert process.wait(5) == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_does_not_drain(tmp_path: Path) -> None:
     with api_that_drains(tmp_path, "1h") as stack:
         stack.processes["api"].send_signal(signal.SIGINT)
         assert stack.processes["api"].wait(10) == 0
 
 
+@pytest.mark.slow
 def test_a_fork_whose_first_process_was_killed_gives_the_port_back_at_once(tmp_path: Path) -> None:
     with api_that_drains(tmp_path, "1h") as stack:
         stack.processes["api"].kill()

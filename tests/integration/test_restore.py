@@ -137,6 +137,14 @@ def test_redis_6_takes_it_as_one_file(lost: Lost, tmp_path: Path) -> None:
         new.stop()
 
 
+def answered_by(stack: Stack, path: str) -> httpx.Response | None:
+    """The answer, once the API listens."""
+    try:
+        return httpx.get(f"{stack.url}{path}")
+    except httpx.ConnectError:
+        return None
+
+
 def computes(stack: Stack) -> bool:
     answer = httpx.get(f"{stack.url}/predict/F42", params=FRESH, timeout=30)
     return answer.status_code == 200 and answer.json()["outcome"] == "computed"
@@ -170,7 +178,6 @@ def test_data_of_a_newer_release_is_refused_by_name(lost: Lost, tmp_path: Path) 
             manifest = json.loads(client.hget(key, "manifest") or b"")
             client.hset(key, "manifest", json.dumps({**manifest, "format": 99}))
         stack.start("api")
-        wait_for(lambda: "unknown-format" in httpx.get(f"{stack.url}/predict/F42").text, "the refusal", 60)
-        refused = httpx.get(f"{stack.url}/predict/F42")
-        assert refused.status_code == 503
+        refused = wait_for(lambda: answered_by(stack, "/predict/F42"), "an answer", 60)
+        assert (refused.status_code, refused.json()["code"]) == (503, "unknown-format")
         assert "written in format 99" in refused.json()["detail"]
