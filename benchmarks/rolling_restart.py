@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import shutil
 import sys
 import time
@@ -59,15 +60,23 @@ class Restarted:
     ended: float
 
 
-class Deployment(Stack):
-    """Everything twice where requests need it, behind a balancer. `drain`: the setting `[api] drain`."""
+@dataclass(frozen=True)
+class Measured:
+    """Every request of a restart, and its parts."""
 
-    def __init__(self, folder: Path, dataset: Dataset, options: argparse.Namespace, drain: str) -> None:
+    called: list[Called]
+    restarted: list[Restarted]
+
+
+class Deployment(Stack):
+    """Two API processes behind a balancer, and one worker of each kind. `drain`: the setting `[api] drain`."""
+
+    def __init__(self, folder: Path, dataset: Dataset, options: argparse.Namespace) -> None:
         super().__init__(folder, dataset)
-        self._drain = drain
+        self.drain = "0"
+        self.options = options
         self.ports = (self.api_port, free_port())
         self.balancer_port = free_port()
-        self._options = options
         self._generation = 0
 
     def open(self) -> None:
@@ -82,7 +91,7 @@ class Deployment(Stack):
         configuration = self.folder / "haproxy.cfg"
         one, two = self.ports
         configuration.write_text(
-            HAPROXY.format(port=self.balancer_port, one=one, two=two, check_ms=self._options.check_ms)
+            HAPROXY.format(port=self.balancer_port, one=one, two=two, check_ms=self.options.check_ms)
         )
         binary = shutil.which("haproxy", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
         if binary is None:
@@ -130,8 +139,8 @@ class Deployment(Stack):
     def _start_replica(self, number: int) -> None:
         port, folder = self.ports[number], self.folder / f"replica-{number}"
         command = ["api"]
-        self.variables = {"FORECACHE_API__PORT": str(port), "FORECACHE_API__DRAIN": self._drain}
-        if self._options.up:
+        self.variables = {"FORECACHE_API__PORT": str(port), "FORECACHE_API__DRAIN": self.drain}
+        if self.options.up:
             # a machine of its own, with its own real-time worker
             folder.mkdir(exist_ok=True)
             shutil.copy(self.settings_file, folder)
@@ -144,53 +153,46 @@ class Deployment(Stack):
     def _restart_replica(self, number: int) -> None:
         self.stop(f"api-{number}")
         self._start_replica(number)
-        time.sleep(3 * self._options.check_ms / 1000)  # until the balancer has noticed
+        time.sleep(3 * self.options.check_ms / 1000)  # until the balancer has noticed
 
 
 def main() -> None:
     """Measure and print."""
     options = _options()
-    with temporary_folder() as folder:
-        dataset = make_dataset(folder, options.rows)
-        measured = [asyncio.run(_measure(folder, dataset, options, drain)) for drain in ("0", options.drain)]
-    report(*measured, options)
+    with temporary_folder() as folder, Deployment(folder, make_dataset(folder, options.rows), options) as stack:
+        stack.open()
+        without = asyncio.run(_measure(stack, stack.restart_replicas))
+        stack.drain = options.drain
+        stack.restart_replicas()  # those that run do not drain yet
+        measured = asyncio.run(_measure(stack, stack.restart_all))
+    report(without, measured, options)
 
 
-async def _measure(
-    folder: Path, dataset: Dataset, options: argparse.Namespace, drain: str
-) -> tuple[list[Called], list[Restarted]]:
-    """Return every request, and what was replaced meanwhile."""
-    with Deployment(folder / f"drain-{drain}", dataset, options, drain) as stack:
-        await asyncio.to_thread(stack.open)
-        numbers = iter(range(10**9))
+async def _measure(stack: Deployment, restart: Callable[[], list[Restarted]]) -> Measured:
+    """Return every request that was sent while `restart` ran, and what was replaced meanwhile."""
+    numbers = itertools.count()
 
-        def path() -> str:
-            number = next(numbers)
-            query = "?max_staleness_hours=0" if number % 10 < MISSES else ""
-            return f"/predict/{entity_id(number % dataset.rows)}{query}"
+    def path() -> str:
+        number = next(numbers)
+        query = "?max_staleness_hours=0" if number % 10 < MISSES else ""
+        return f"/predict/{entity_id(number % stack.dataset.rows)}{query}"
 
-        callers = Callers(stack.balancer_port, path, patience_s=PATIENCE_S)
-        restarts_all = drain != "0"
-        restarting = asyncio.create_task(
-            asyncio.to_thread(stack.restart_all if restarts_all else stack.restart_replicas)
-        )
-        await callers.keep_rate_while(options.rate, lambda _: not restarting.done())
-        return callers.called, await restarting
+    callers = Callers(stack.balancer_port, path, patience_s=PATIENCE_S)
+    restarting = asyncio.create_task(asyncio.to_thread(restart))
+    await callers.keep_rate_while(stack.options.rate, lambda _: not restarting.done())
+    return Measured(callers.called, await restarting)
 
 
-def report(
-    without: tuple[list[Called], list[Restarted]],
-    measured: tuple[list[Called], list[Restarted]],
-    options: argparse.Namespace,
-) -> None:
+def report(without: Measured, measured: Measured, options: argparse.Namespace) -> None:
     """Print the failures of each restart, beside those without a drain."""
-    called, restarted = measured
-    rows = [_row(one.name, [each for each in called if one.began <= each.at < one.ended]) for one in restarted]
+    called = measured.called
+    rows = [_row(one.name, [each for each in called if one.began <= each.at < one.ended]) for one in measured.restarted]
     rows.append(_row(f"all, drain {options.drain}", called))
-    rows.append(_row("API processes, no drain", without[0]))
+    rows.append(_row("API processes, no drain", without.called))
     figures = {
-        "requests": len(called), "failed": len(_failed(called)), "failed_without_drain": len(_failed(without[0])),
-        "requests_without_drain": len(without[0]), "rate": options.rate, "slowest_s": max(one.took_s for one in called),
+        "requests": len(called), "failed": len(_failed(called)), "failed_without_drain": len(_failed(without.called)),
+        "requests_without_drain": len(without.called), "rate": options.rate,
+        "slowest_s": round(max(one.took_s for one in called), 3),
         "outcomes": dict(Counter(one.outcome for one in called)),
     }  # fmt: skip
     title = f"A rolling restart of everything at {options.rate} requests/s, {MISSES} of 10 computed"
