@@ -8,12 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.integration.test_api_processes import MODEL, is_refused, publish
-from tests.support.stack import Stack
+from tests.support.flights import write_flights
+from tests.support.ports import free_port
+from tests.support.stack import Stack, child_environment, run_cli
 from tests.support.waiting import wait_for
+from tests.support.warm_start import start_python
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -21,11 +26,11 @@ ASK = b"GET /predict/a HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @contextmanager
-def api_that_drains(folder: Path, drain: str) -> Iterator[Stack]:
+def api_that_drains(folder: Path, drain: str, **variables: str) -> Iterator[Stack]:
     """Yield an API process with a published prediction of 2.5 for `a`."""
     with Stack(folder, MODEL) as stack:
         publish(stack)
-        stack.start("api", environment={"FORECACHE_API__DRAIN": drain})
+        stack.start("api", environment={"FORECACHE_API__DRAIN": drain, **variables})
         stack.wait_ready()
         yield stack
 
@@ -95,3 +100,52 @@ def test_a_fork_whose_first_process_was_killed_gives_the_port_back_at_once(tmp_p
     with api_that_drains(tmp_path, "1h") as stack:
         stack.processes["api"].kill()
         wait_for(lambda: is_refused(stack), "the end of the port", 10)
+
+
+@pytest.mark.slow
+def test_over_grpc_it_says_so_too(tmp_path: Path) -> None:
+    port = free_port()
+    with (
+        api_that_drains(tmp_path, "1h", FORECACHE_GRPC__PORT=str(port)) as stack,
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+
+        def status() -> int:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+            return int(answer.status)
+
+        assert status() == health_pb2.HealthCheckResponse.SERVING
+        stack.processes["api"].terminate()
+        wait_for(lambda: status() == health_pb2.HealthCheckResponse.NOT_SERVING, "NOT_SERVING", 10)
+        stack.processes["api"].terminate()
+
+
+@pytest.mark.slow
+def test_under_up_workers_answer_until_the_api_has_drained(tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "forecache.toml").write_text(f"[api]\nport = {port}\n{write_flights(tmp_path)}")
+    url, fresh = f"http://127.0.0.1:{port}", {"max_staleness_hours": "0", "timeout_ms": "10000"}
+    with (tmp_path / "up.log").open("wb") as log:
+        up = start_python(
+            ["-m", "app.cli", "up", "--without", "dashboard,beat,batch"], cwd=tmp_path,
+            env=child_environment() | {"FORECACHE_API__DRAIN": "8s"},
+            stdout=log.fileno(), stderr=log.fileno(), new_session=True,
+        )  # fmt: skip
+    try:
+        wait_for(lambda: status_of(f"{url}/health/ready") == 200, "readiness", 90)
+        assert run_cli(tmp_path, "features", "load", "delay", "flights.parquet").returncode == 0
+        up.send_signal(signal.SIGTERM)
+        wait_for(lambda: status_of(f"{url}/health/ready") == 503, "503", 10)
+        assert httpx.get(f"{url}/predict/F1", params=fresh, timeout=20).json()["outcome"] == "computed"
+        assert up.wait(60) == 0
+        assert status_of(f"{url}/health/ready") == 0
+    finally:
+        up.kill()
+
+
+def status_of(url: str) -> int:
+    """The status of an answer; 0 if nobody listens."""
+    try:
+        return httpx.get(url).status_code
+    except httpx.TransportError:
+        return 0
