@@ -152,7 +152,8 @@ class BoundedConnection(HttpToolsProtocol):
             self._hang_up_if_idle()
 
     def _hang_up_if_idle(self) -> None:
-        if self.transport.is_closing() or self._awaits()[0] in ("head", "body", "nothing"):
+        is_in_request = self.scope is not None and self._awaits()[0] in ("head", "body", "nothing")
+        if self.transport.is_closing() or is_in_request:
             return
         if not has_unread_bytes(self.transport.get_extra_info("socket").fileno()):
             self.transport.close()

@@ -68,11 +68,17 @@ def test_a_process_that_is_told_to_stop_says_so_serves_on_and_then_hangs_up(tmp_
 
 
 def test_a_request_that_is_arriving_at_the_end_is_answered(tmp_path: Path) -> None:
-    with api_that_drains(tmp_path, "1s") as stack, connect(stack) as half, connect(stack) as open_:
+    with (
+        api_that_drains(tmp_path, "1s") as stack,
+        connect(stack) as half,
+        connect(stack) as open_,
+        connect(stack) as fresh,
+    ):
         assert b" 200 " in answer(open_)
         half.sendall(ASK[:20])
         stack.processes["api"].terminate()
         assert open_.recv(1) == b""  # this one is idle, so the drain is over
+        assert fresh.recv(1) == b""  # this one has never asked, which is no reason to wait for it
         half.sendall(ASK[20:])
         assert b"connection: close" in half.recv(10_000)
         assert stack.processes["api"].wait(10) == 0
