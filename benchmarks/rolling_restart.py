@@ -73,7 +73,7 @@ class Deployment(Stack):
 
     def __init__(self, folder: Path, dataset: Dataset, options: argparse.Namespace) -> None:
         super().__init__(folder, dataset)
-        self.drain = "0"
+        self.drain = options.drain
         self.options = options
         self.ports = (self.api_port, free_port())
         self.balancer_port = free_port()
@@ -160,10 +160,13 @@ def main() -> None:
     """Measure and print."""
     options = _options()
     with temporary_folder() as folder, Deployment(folder, make_dataset(folder, options.rows), options) as stack:
+        stack.drain = options.drain if options.no_baseline else "0"
         stack.open()
-        without = asyncio.run(_measure(stack, stack.restart_replicas))
-        stack.drain = options.drain
-        stack.restart_replicas()  # those that run do not drain yet
+        without = None
+        if not options.no_baseline:
+            without = asyncio.run(_measure(stack, stack.restart_replicas))
+            stack.drain = options.drain
+            stack.restart_replicas()  # those that run do not drain yet
         measured = asyncio.run(_measure(stack, stack.restart_all))
     report(without, measured, options)
 
@@ -183,18 +186,22 @@ async def _measure(stack: Deployment, restart: Callable[[], list[Restarted]]) ->
     return Measured(callers.called, await restarting)
 
 
-def report(without: Measured, measured: Measured, options: argparse.Namespace) -> None:
+def report(without: Measured | None, measured: Measured, options: argparse.Namespace) -> None:
     """Print the failures of each restart, beside those without a drain."""
     called = measured.called
     rows = [_row(one.name, [each for each in called if one.began <= each.at < one.ended]) for one in measured.restarted]
     rows.append(_row(f"all, drain {options.drain}", called))
-    rows.append(_row("API processes, no drain", without.called))
     figures = {
-        "requests": len(called), "failed": len(_failed(called)), "failed_without_drain": len(_failed(without.called)),
-        "requests_without_drain": len(without.called), "rate": options.rate,
+        "requests": len(called), "failed": len(_failed(called)), "rate": options.rate,
         "slowest_s": round(max(one.took_s for one in called), 3),
         "outcomes": dict(Counter(one.outcome for one in called)),
     }  # fmt: skip
+    if without:
+        rows.append(_row("API processes, no drain", without.called))
+        figures |= {
+            "requests_without_drain": len(without.called),
+            "failed_without_drain": len(_failed(without.called)),
+        }
     title = f"A rolling restart of everything at {options.rate} requests/s, {MISSES} of 10 computed"
     print_report(title, ["restart of", "requests", "failed", "how"], rows, figures, as_json=options.json)
 
@@ -214,6 +221,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--drain", default="5s", help="the setting [api] drain")
     parser.add_argument("--check-ms", type=int, default=500, help="between two health checks of the balancer")
     parser.add_argument("--up", action="store_true", help="each replica is a `forecache up --only api,realtime`")
+    parser.add_argument("--no-baseline", action="store_true", help="measure only with the drain")
     parser.add_argument("--rows", type=int, default=10_000, help="rows of the table")
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     return parser.parse_args()
