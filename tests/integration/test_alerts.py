@@ -52,6 +52,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory, broker: RedisServer) -> Iter
         stack.wait_ready()
         assert stack.cli("batch", "run", MODEL, "--wait").returncode == 0
         assert stack.cli("features", "load", MODEL, "flights.parquet").returncode == 0
+        # entities that no run has scored
+        new = [{"entity_id": f"X{number}", "features": {"a": 1, "b": 1}} for number in range(10)]
+        assert httpx.put(f"{stack.url}/features", json={"items": new}).status_code == 200
         for alert in ALERTS:
             becomes(stack, alert, fires=False)
         yield stack
@@ -127,7 +130,7 @@ def test_no_worker_and_requests_that_are_shed(stack: Stack) -> None:
     assert "realtime" in stack.cli("doctor").stdout
     before = scraped(stack, 60)
     for number in range(10):
-        assert ask(stack, f"F{number}", **FRESH).status_code == 503
+        assert ask(stack, f"X{number}").status_code == 503
     becomes(stack, "ForecacheRequestsShed", fires=True, before=before)
     stack.start("realtime")
     becomes(stack, "ForecacheNoWorker", fires=False)
