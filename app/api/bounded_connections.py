@@ -144,6 +144,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """End the connection because the service stops, after the answers to all requests that have arrived."""
+        self.app.drain.is_closing = True
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False
         elif self.cycle is None:  # its first request comes any moment
