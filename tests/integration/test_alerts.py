@@ -47,7 +47,8 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 def stack(tmp_path_factory: pytest.TempPathFactory, broker: RedisServer) -> Iterator[Stack]:
     """All processes, a published run, and loaded features; no alert fires."""
     folder = tmp_path_factory.mktemp("alerts")
-    with Stack(folder, write_flights(folder), broker_url=broker.url()) as stack:
+    toml = write_flights(folder) + '[models.delay.parity]\nevery = "1h"\n'
+    with Stack(folder, toml, broker_url=broker.url()) as stack:
         stack.start("gpu", "realtime", "maintenance", "api")
         stack.wait_ready()
         assert stack.cli("batch", "run", MODEL, "--wait").returncode == 0
