@@ -8,10 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import grpc
 import httpx
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.integration.test_api_processes import MODEL, is_refused, publish
 from tests.support.flights import write_flights
@@ -26,11 +24,11 @@ ASK = b"GET /predict/a HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @contextmanager
-def api_that_drains(folder: Path, drain: str, **variables: str) -> Iterator[Stack]:
+def api_that_drains(folder: Path, drain: str) -> Iterator[Stack]:
     """Yield an API process with a published prediction of 2.5 for `a`."""
     with Stack(folder, MODEL) as stack:
         publish(stack)
-        stack.start("api", environment={"FORECACHE_API__DRAIN": drain, **variables})
+        stack.start("api", environment={"FORECACHE_API__DRAIN": drain})
         stack.wait_ready()
         yield stack
 
@@ -106,24 +104,6 @@ def test_a_fork_whose_first_process_was_killed_gives_the_port_back_at_once(tmp_p
     with api_that_drains(tmp_path, "1h") as stack:
         stack.processes["api"].kill()
         wait_for(lambda: is_refused(stack), "the end of the port", 10)
-
-
-@pytest.mark.slow
-def test_over_grpc_it_says_so_too(tmp_path: Path) -> None:
-    port = free_port()
-    with (
-        api_that_drains(tmp_path, "1h", FORECACHE_GRPC__PORT=str(port)) as stack,
-        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
-    ):
-
-        def status() -> int:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
-            return int(answer.status)
-
-        assert status() == health_pb2.HealthCheckResponse.SERVING
-        stack.processes["api"].terminate()
-        wait_for(lambda: status() == health_pb2.HealthCheckResponse.NOT_SERVING, "NOT_SERVING", 10)
-        stack.processes["api"].terminate()
 
 
 @pytest.mark.slow
