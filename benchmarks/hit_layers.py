@@ -30,6 +30,7 @@ from uvicorn.server import ServerState
 from app.api import connections
 from app.api.access import AccessControl
 from app.api.connections import Connection
+from app.api.drain import Drain
 from app.api.hot_path import HotRequest
 from app.api.limits import ConnectionLimit
 from app.api.server import configure
@@ -246,6 +247,7 @@ class _Application:
     state = SimpleNamespace(process=SimpleNamespace(service=None))
     shown_under = ""
     connection_limit = ConnectionLimit(TURN, 0)
+    drain = Drain(0)
     headers_of_longer_answers: frozenset[bytes] = frozenset()
 
     async def __call__(self, *_: Any) -> None:

@@ -31,6 +31,7 @@ from app.api import (
     tensorflow_serving,
 )
 from app.api.access import OPEN_PATHS, AccessControl
+from app.api.drain import Drain
 from app.api.limits import BodyLimit, ConnectionLimit, RequestMemory
 from app.api.open_inference import LENGTH_HEADER
 from app.api.problems import (
@@ -66,7 +67,8 @@ class Application(FastAPI):
     """FastAPI behind the access check, and the hot path beside it.
 
     It answers HEAD like GET. `shown_under`: a proxy's path; request paths may begin with it. `connection_limit` and
-    `memory`: limits that the server keeps before it asks the application. `headers_of_longer_answers`: request headers
+    `memory`: limits that the server keeps before it asks the application. `drain`: whether the server is stopping.
+    `headers_of_longer_answers`: request headers
     whose answers have more headers than a plain hit.
     """
 
@@ -76,6 +78,7 @@ class Application(FastAPI):
         self.shown_under = api.root_path
         self.connection_limit = ConnectionLimit(*places(api.max_connections))
         self.memory = RequestMemory()
+        self.drain = Drain(api.drain)
         self.headers_of_longer_answers = frozenset({ID_HEADER, b"origin"} if api.cors_origins else {ID_HEADER})
         # outermost, so that pages can read refusals, too, and preflights need no key
         self._entry: ASGIApp = _with_cors(self._answer, api) if api.cors_origins else self._answer
@@ -149,6 +152,7 @@ def create_app(settings: Settings, *, open_process: OpenProcess = open_process) 
     @asynccontextmanager
     async def lifespan(app: Application) -> AsyncIterator[None]:
         async with open_process(settings) as process:
+            process.drain = app.drain
             app.state.process = process
             with loop_watched():
                 async with _beside_http(app, process):

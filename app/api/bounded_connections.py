@@ -21,6 +21,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.api.access import OPEN_PATHS
+from app.api.drain import has_unread_bytes
 from app.api.limits import (
     MAX_BODY_BYTES,
     MAX_HEAD_BYTES,
@@ -44,6 +45,9 @@ FAREWELL_BYTES = 1024 * 1024
 #: memory of a header beside its text, and of a request that waits for earlier ones on its connection
 _HEADER_BYTES = 150
 _WAITING_REQUEST_BYTES = 4 * 1024
+
+#: time for the first request of a connection that is new when the service stops
+FIRST_REQUEST_S = 0.5
 
 #: interval of the checks for slow clients
 CHECK_EVERY_S = 1.0
@@ -137,6 +141,23 @@ class BoundedConnection(HttpToolsProtocol):
         if self._held is not None:
             self._held.set(0)
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """End the connection because the service stops, after the answers to all requests that have arrived."""
+        self.app.drain.is_closing = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+        elif self.cycle is None:  # its first request comes any moment
+            self.loop.call_later(FIRST_REQUEST_S, self._hang_up_if_idle)
+        else:
+            self._hang_up_if_idle()
+
+    def _hang_up_if_idle(self) -> None:
+        is_in_request = self.scope is not None and self._awaits()[0] in ("head", "body", "nothing")
+        if self.transport.is_closing() or is_in_request:
+            return
+        if not has_unread_bytes(self.transport.get_extra_info("socket").fileno()):
+            self.transport.close()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn says None
         """Keep a connection whose client has closed its sending half until the client has its answer."""
@@ -287,7 +308,9 @@ class BoundedConnection(HttpToolsProtocol):
         """Begin to answer a request. uvicorn calls it after the earlier request on this connection is answered."""
         self._answering = cycle
         scope: Any = cycle.scope
-        if scope["http_version"] == "1.0" and _asks_to_keep_alive(scope):
+        if self.app.drain.is_closing and not (self.pipeline or self._unread):
+            cycle.keep_alive = False
+        elif scope["http_version"] == "1.0" and _asks_to_keep_alive(scope):
             cycle.keep_alive = True
             cycle.default_headers = [*cycle.default_headers, (b"connection", b"keep-alive")]
         if app.shown_under:

@@ -50,6 +50,7 @@ class Connection(BoundedConnection):
         cycle = self.cycle
         self.scope = cycle.scope = {**cycle.scope, "path": target.decode(), "raw_path": target}
         cycle.response_started = cycle.response_complete = False
+        cycle.keep_alive = not self.app.drain.is_closing
         cycle.default_headers = self.server_state.default_headers
         self._look_up(cycle)
 

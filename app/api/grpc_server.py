@@ -31,21 +31,19 @@ from inference.errors import (
     BadInput,
     DeadlineExceeded,
     ForecacheError,
-    ModelUnavailable,
     SettingsError,
-    StoreUnavailable,
+    Unavailable,
     cut,
 )
 from inference.logs import RequestId, get_logger
 from inference.protocols.messages import descriptor_pool, methods_of, parse_message
 from inference.protocols.tensors import MAX_ANSWER_BYTES
 from inference.settings import Settings
+from inference.settings.processes import OPEN_REQUESTS_S
 
 log = get_logger(__name__)
 
 HEALTH = "grpc.health.v1.Health"
-#: time for open calls to finish when the service stops
-GRACE_S = 5.0
 #: calls of one process at a time; each may hold a message
 MAX_CALLS = 512
 #: time for a message to arrive
@@ -92,7 +90,7 @@ async def grpc_served(process: ApiProcess, access: AccessControl, memory: Reques
     try:
         yield
     finally:
-        await server.stop(GRACE_S)
+        await server.stop(OPEN_REQUESTS_S)
 
 
 def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
@@ -226,7 +224,7 @@ class GrpcServices:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no service {cut(request.service)}")
         try:
             await readiness(self._process, list(self._process.settings.models))
-        except (StoreUnavailable, ModelUnavailable):
+        except Unavailable:
             return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
         return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
 

@@ -53,7 +53,7 @@ async def health_ready(
     process: Process,
     model: Annotated[str | None, Query(description="Left out: all models.")] = None,
 ) -> Response:
-    """Answer 200 once every model serves, and from then on as long as the store answers.
+    """Answer 200 once every model serves, and from then on as long as the store answers and nobody stops the process.
 
     A model with only refused versions stands under `refused`; the others can be ready without it. With `model`, the
     answer is about that one.
@@ -68,7 +68,9 @@ async def readiness(process: ApiProcess, models: list[str]) -> Readiness:
     Raises:
         StoreUnavailable: the store did not answer in time.
         ModelUnavailable: a model does not serve yet, or all are refused.
+        Unavailable: the process was told to stop.
     """
+    process.drain.require_none()
     found = Readiness()
     try:
         async with asyncio.timeout(STORE_TIMEOUT_S):

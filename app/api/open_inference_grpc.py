@@ -10,7 +10,7 @@ from app.api.grpc_streams import StreamAnswer
 from app.api.health import readiness
 from app.api.open_inference import described_model, held_record, inferable_record, unknown_model, version_in
 from app.api.request_bodies import beside_loop
-from inference.errors import BadInput, ModelUnavailable, NotFound, StoreUnavailable
+from inference.errors import BadInput, NotFound, Unavailable
 from inference.protocols import open_inference as protocol
 from inference.protocols import open_inference_grpc as messages
 from inference.protocols.messages import message_class
@@ -27,7 +27,7 @@ async def _live(_: GrpcCall, __: Any) -> Any:
 async def _ready(client: GrpcCall, _: Any) -> Any:
     try:
         await readiness(client.process, list(client.process.settings.models))
-    except (StoreUnavailable, ModelUnavailable):
+    except Unavailable:
         return message_class("inference.ServerReadyResponse")(ready=False)
     return message_class("inference.ServerReadyResponse")(ready=True)
 

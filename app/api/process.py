@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
+from app.api.drain import Drain
 from app.api.models import ModelCard, ModelCards
 from inference.deployment import Deployment
 from inference.errors import StoreUnavailable
@@ -66,6 +67,7 @@ class ApiProcess:
     cards: ModelCards = field(init=False)
     #: models that were ready once: they stay ready
     were_ready: set[str] = field(default_factory=set)
+    drain: Drain = field(default_factory=lambda: Drain(0))
     _threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(BLOCKING_THREADS, thread_name_prefix="api-blocking")
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import math
 import os
 import socket
 import sys
@@ -19,12 +20,13 @@ from uvicorn.config import STARTUP_FAILURE
 
 from app.api.application import create_app
 from app.api.connections import Connection
+from app.api.drain import DrainingServer
 from app.http import backlog, check_grpc, listen, raise_descriptors
 from app.local.forks import Forks
 from inference.errors import SettingsError
 from inference.logs import configure_logging, get_logger
 from inference.settings import ApiSettings, Settings
-from inference.settings.processes import require_allowed
+from inference.settings.processes import OPEN_REQUESTS_S, require_allowed
 from tasks.dispatch import load_dispatcher
 
 log = get_logger(__name__)
@@ -33,15 +35,12 @@ log = get_logger(__name__)
 #: Python's own 5 ms, each hit would wait that long several times
 SWITCH_INTERVAL_S = 0.0005
 
-#: time for open requests to finish when the service stops
-GRACE_S = 5
-
 #: interval at which a process that stands by looks for a free place
 TURN_EVERY_S = 0.01
 
 
 def serve(settings: Settings, fd: int | None = None, *, standby: bool = False) -> None:
-    """Serve until stopped.
+    """Serve until stopped; after SIGTERM, for `[api] drain` more.
 
     This process only holds the port and keeps `[api] processes` forks at work, so that the port outlives each of them:
     when one dies, connections wait for the next one. `fd`: descriptor of an open, listening socket; then this process
@@ -59,16 +58,19 @@ def serve(settings: Settings, fd: int | None = None, *, standby: bool = False) -
     config = configure(settings.api, partial(create_app, settings))
     _load(config, settings)
     log.info("api.listening", url=_url_of(listener))
+    if (settings.api.stop_timeout or math.inf) < settings.api.longest_stop_s:
+        log.warning("api.killed_before_it_stops", needs_s=settings.api.longest_stop_s, gets_s=settings.api.stop_timeout)
     work = partial(_serve_here, config, listener)
     if fd is None:
         # nobody accepts any more once all forks are stopping: then connections are refused, not kept waiting
         forks = Forks(work, settings.api.processes, hopeless=STARTUP_FAILURE, on_stop=listener.close)
         sys.exit(forks.run())
-    if not standby:
-        work()
-        return
-    with _turn(settings):
-        work()
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again at the end
+        if not standby:
+            work()
+            return
+        with _turn(settings):
+            work()
 
 
 def configure(api: ApiSettings, application: Callable[[], FastAPI]) -> uvicorn.Config:
@@ -84,7 +86,7 @@ def configure(api: ApiSettings, application: Callable[[], FastAPI]) -> uvicorn.C
         access_log=False,
         # the access check counts wrong keys by the connection's address: a header could hold any address
         proxy_headers=False,
-        timeout_graceful_shutdown=GRACE_S,
+        timeout_graceful_shutdown=OPEN_REQUESTS_S,
     )
 
 
@@ -122,7 +124,7 @@ def _load(config: uvicorn.Config, settings: Settings) -> None:
 
 def _serve_here(config: uvicorn.Config, listener: socket.socket) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    uvicorn.Server(config).run(sockets=[listener])
+    DrainingServer(config, config.loaded_app.drain).run(sockets=[listener])
 
 
 @contextmanager

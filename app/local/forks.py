@@ -80,20 +80,26 @@ class Forks:
         self._places = [_Place() for _ in range(count)]
         self._hopeless = hopeless
         self._exit_code: int | None = None
+        #: signals to pass on to the forks
+        self._to_pass: list[signal.Signals] = []
         self._woken, self._waker = socket.socketpair()
-        self._handlers: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def run(self) -> int:
-        """Keep all forks at work until SIGINT, SIGTERM or SIGHUP, or until one is hopeless; return the exit code."""
+        """Keep all forks at work until SIGINT, SIGTERM or SIGHUP, or until one is hopeless; return the exit code.
+
+        The forks get SIGTERM for SIGTERM, and SIGINT for the others; a second one ends them at once.
+        """
         for end in (self._woken, self._waker):
             end.setblocking(False)
         signal.set_wakeup_fd(self._waker.fileno())
-        self._handlers = {number: signal.signal(number, self._stop) for number in _STOP_SIGNALS}
+        for number in _STOP_SIGNALS:
+            signal.signal(number, self._stop)
         # a parent may have left it ignored, which hides exit codes from waitpid (python/cpython#76296)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         while self._exit_code is None or any(place.channel for place in self._places):
             for place in self._places:
                 self._care_for(place)
+            self._pass_signals()
             if self._exit_code is not None:
                 self._on_stop()
             channels = {place.channel: place for place in self._places if place.channel}
@@ -106,8 +112,16 @@ class Forks:
                     self._hear(channels[one], one)
         return self._exit_code
 
-    def _stop(self, *_: object) -> None:
+    def _stop(self, number: int, _: FrameType | None) -> None:
         self._exit_code = 0
+        self._to_pass.append(signal.SIGTERM if number == signal.SIGTERM else signal.SIGINT)
+
+    def _pass_signals(self) -> None:
+        while self._to_pass:
+            number = self._to_pass.pop(0)
+            for place in self._places:
+                if place.channel:
+                    os.kill(place.pid, number)
 
     def _care_for(self, place: _Place) -> None:
         now = time.monotonic()
@@ -116,8 +130,6 @@ class Forks:
                 self._fork(place)
         elif now - place.heard_at > HANGS_AFTER_S:
             os.kill(place.pid, signal.SIGKILL)
-        elif self._exit_code is not None:  # again in each round: a fork that has just begun may miss a signal
-            os.kill(place.pid, signal.SIGTERM)
 
     def _hear(self, place: _Place, channel: socket.socket) -> None:
         """Note a sign of life, or the end of the fork."""
@@ -132,6 +144,7 @@ class Forks:
             return
         if exit_code == self._hopeless:
             self._exit_code = exit_code
+            self._to_pass.append(signal.SIGINT)
             return
         now = time.monotonic()
         wait_s = place.backoff.after_death(now - place.began_at)
@@ -140,10 +153,13 @@ class Forks:
 
     def _fork(self, place: _Place) -> None:
         ours, its = socket.socketpair()
+        # a signal waits until the fork has handlers of its own, else it would be lost
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         pid = os.fork()
         if not pid:
             ours.close()
             self._be_a_fork(its)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
         its.close()
         now = time.monotonic()
         place.channel, place.pid, place.began_at, place.heard_at = ours, pid, now, now
@@ -153,8 +169,10 @@ class Forks:
         exit_code = 1
         try:
             signal.set_wakeup_fd(-1)
-            for number, handler in self._handlers.items():
-                signal.signal(number, handler)
+            for number in _STOP_SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+            os.setpgid(0, 0)  # a terminal sends Ctrl-C to the first process alone, which passes it on
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
             for one in (self._woken, self._waker, *(place.channel for place in self._places)):
                 if one:
                     one.close()
@@ -183,4 +201,5 @@ def _live_with(channel: socket.socket) -> None:
             channel.send(b".")
             with suppress(TimeoutError):
                 gone = channel.recv(1) == b""
-    os.kill(os.getpid(), signal.SIGTERM)
+    # not SIGTERM: the next first process needs the port, so nobody may drain
+    os.kill(os.getpid(), signal.SIGINT)

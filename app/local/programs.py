@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from inference.settings.processes import reachable_url
 #: seconds that a worker may take to finish its chunk before it is killed; a killed chunk runs again
 WORKER_GRACE_S = 20.0
 GRACE_S = 10.0
+#: stages of the end: API processes drain while real-time workers still answer, and Redis is the last
+REALTIME_STAGE, LAST_STAGE = 1, 2
 #: of programs that no request waits for: TensorFlow's start takes whole seconds of every core while requests go on
 NICENESS = 10
 #: the names of programs in `--only` and `--without`
@@ -38,7 +41,8 @@ class Program:
     `url`: its address, for people.
     `on_start` gets the pid of each new process.
     `explain` makes one sentence from the last lines of a process that ended before it was ready.
-    `stops_last`: the supervisor stops it when all others have ended.
+    `stop_stage`: the supervisor stops the programs of a stage when those of the stages before have ended.
+    `hasty_signal`: what it gets in the place of SIGTERM when the supervisor itself was stopped by another signal.
     `niceness`: how far it gives way to the others when the processor is short (0 to 19).
     `fds`: file descriptors of the supervisor that it inherits.
     """
@@ -52,7 +56,8 @@ class Program:
     url: str = ""
     on_start: Callable[[int], None] | None = None
     explain: Callable[[list[str]], str] | None = None
-    stops_last: bool = False
+    stop_stage: int = 0
+    hasty_signal: signal.Signals = signal.SIGTERM
     niceness: int = 0
     fds: tuple[int, ...] = ()
 
@@ -105,6 +110,7 @@ def _apis(api: ApiSettings, listener: int | None) -> list[Program]:
         _module(
             f"api-{number}", "app.cli", "api", "--fd", str(listener), "--standby",
             says_ready=r"Application startup complete|api\.stands_by", url=_url(api), fds=(listener,),
+            hasty_signal=signal.SIGINT, grace_s=api.longest_stop_s,
         )
         for number in range(1, api.processes + 2)
     ]  # fmt: skip
@@ -160,10 +166,11 @@ def _workers(
 
 
 def _worker(name: str, module: str, env: dict[str, str] | None = None, queue: str | None = None) -> Program:
+    stage = REALTIME_STAGE if module == "realtime" else 0
     # Celery prints `says_ready` once it takes tasks
     return _module(
         name, "workers", module, *(["-Q", queue] if queue else []), "-n", f"{name}@%h",
-        says_ready=rf"{name}@\S+ ready", env=env or {}, grace_s=WORKER_GRACE_S,
+        says_ready=rf"{name}@\S+ ready", env=env or {}, grace_s=WORKER_GRACE_S, stop_stage=stage,
     )  # fmt: skip
 
 
@@ -187,5 +194,5 @@ def redis_program(redis: EmbeddedRedis) -> Program:
         url=f"{LOOPBACK}:{redis.port}, data in {redis.state_dir.name}/redis",
         on_start=redis.announce,
         explain=lambda lines: explain_death(redis, lines),
-        stops_last=True,
+        stop_stage=LAST_STAGE,
     )

@@ -7,12 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from app.local.forks import Backoff, manner
 from app.local.output import Board, Lines, Output
-from app.local.programs import Program
+from app.local.programs import LAST_STAGE, Program
 from inference.errors import Unavailable
 from inference.failures import Failures
 
@@ -77,12 +77,12 @@ class _Process(asyncio.SubprocessProtocol):
         """The exit code, or minus the signal's number; None while the process runs."""
         return self._transport.get_returncode()
 
-    def terminate(self) -> None:
-        """Send SIGTERM to the process itself: it stops its own children."""
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process itself: it stops its own children."""
         # not by the transport: before Python 3.12.5 its signals may steal the exit code (python/cpython#87744)
         if self.exit_code is None:
             with suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGTERM)
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Send SIGKILL to the process and to its children."""
@@ -144,11 +144,11 @@ class ProgramRunner:
             self._board.died(self.program.name, manner(exit_code), wait_s, backoff.quick_deaths)
             await asyncio.sleep(wait_s)
 
-    async def stop(self) -> None:
-        """End the process: SIGTERM, and SIGKILL when its grace is over."""
+    async def stop(self, *, hasty: bool = False) -> None:
+        """End the process: SIGTERM, or its hasty signal, and SIGKILL when its grace is over."""
         if self._process is None:
             return
-        self._process.terminate()
+        self._process.send_signal(self.program.hasty_signal if hasty else signal.SIGTERM)
         try:
             async with asyncio.timeout(self.program.grace_s):
                 await self._process.exited.wait()
@@ -213,8 +213,12 @@ class ProgramRunner:
 class Supervisor:
     """Runs programs until a signal stops it. Must run on the main thread."""
 
-    def __init__(self, programs: Sequence[Program], output: Output) -> None:
+    def __init__(
+        self, programs: Sequence[Program], output: Output, on_stop: Callable[[], object] = lambda: None
+    ) -> None:
+        """`on_stop`: called when it begins to stop the programs."""
         self._output = output
+        self._on_stop = on_stop
         self._board = Board(programs, output.say)
         self._runners: list[ProgramRunner] = []
         awaited: ProgramRunner | None = None
@@ -224,12 +228,13 @@ class Supervisor:
                 awaited = self._runners[-1]
         self._told_to_stop = asyncio.Event()
         self._stops_asked = 0
+        self._hasty = True
 
     async def run(self) -> None:
         """Start all programs, keep them running until SIGINT, SIGTERM or SIGHUP, then stop them.
 
-        A second signal kills the programs that are still stopping, but not those that stop last; a third kills these
-        too.
+        After SIGTERM, API processes drain. A second signal kills the programs that are still stopping, but not those
+        of the last stage; a third kills these too.
 
         Raises:
             Unavailable: a program that others wait for does not become ready; all others are stopped.
@@ -238,7 +243,7 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         loop = asyncio.get_running_loop()
         for number in _STOP_SIGNALS:
-            loop.add_signal_handler(number, self._take_stop_signal)
+            loop.add_signal_handler(number, self._take_stop_signal, number)
         slow_start = loop.call_later(SLOW_START_S, self._board.tell_if_waiting)
         told_to_stop = asyncio.create_task(self._told_to_stop.wait())
         running = [asyncio.create_task(each.run()) for each in self._runners]
@@ -249,22 +254,25 @@ class Supervisor:
             for task in (told_to_stop, *running):
                 task.cancel()  # from here on, nothing is started again
             await asyncio.wait(running)
-            for last in (False, True):
-                await asyncio.gather(*(each.stop() for each in self._runners if each.program.stops_last is last))
+            self._on_stop()
+            for stage in range(LAST_STAGE + 1):
+                stopping = (each for each in self._runners if each.program.stop_stage == stage)
+                await asyncio.gather(*(each.stop(hasty=self._hasty) for each in stopping))
         for task in running:
             if not task.cancelled():
                 task.result()
 
-    def _take_stop_signal(self) -> None:
+    def _take_stop_signal(self, number: signal.Signals) -> None:
         """Begin to stop; at the second signal, kill."""
         self._stops_asked += 1
         if self._stops_asked == 1:
+            self._hasty = number != signal.SIGTERM
             self._output.say("stopping: workers finish what they have in hand; Ctrl-C again kills them")
         else:
             self._output.say("killing what still runs; a chunk cut off here is scored again at the next start")
             for runner in self._runners:
-                # the data of a program that stops last is complete only after an orderly end
-                if self._stops_asked > 2 or not runner.program.stops_last:
+                # the data of Redis is complete only after an orderly end
+                if self._stops_asked > 2 or runner.program.stop_stage < LAST_STAGE:
                     runner.kill()
         self._told_to_stop.set()
 

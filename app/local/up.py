@@ -7,7 +7,7 @@ import fcntl
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from importlib.util import find_spec
@@ -55,19 +55,29 @@ def up(settings: Settings, kinds: frozenset[str]) -> None:
         if redis:
             on_exit.callback(redis.withdraw)
         gpus = visible_gpus(settings.workers)
-        listener = None
-        if "api" in kinds:
-            # opened here, so that it outlives every API process
-            listener = on_exit.enter_context(listen(settings.api)).fileno()
-        programs = all_programs(settings, redis, gpus, listener=listener)
+        # opened here, so that it outlives every API process
+        listener = on_exit.enter_context(listen(settings.api)) if "api" in kinds else None
+        programs = all_programs(settings, redis, gpus, listener=listener.fileno() if listener else None)
         programs = [each for each in programs if each.kind in kinds]
-        run_programs(programs, list(_notes(settings, kinds, redis)), as_json=settings.logs.format == "json")
+        # nobody accepts any more once all API processes have ended: then connections are refused, not kept waiting
+        run_programs(
+            programs,
+            list(_notes(settings, kinds, redis)),
+            as_json=settings.logs.format == "json",
+            on_stop=listener.close if listener else lambda: None,
+        )
 
 
-def run_programs(programs: list[Program], notes: list[tuple[str, str]], *, as_json: bool = False) -> None:
+def run_programs(
+    programs: list[Program],
+    notes: list[tuple[str, str]],
+    *,
+    as_json: bool = False,
+    on_stop: Callable[[], object] = lambda: None,
+) -> None:
     """Keep the programs running until a signal to stop, with their output on standard output.
 
-    `notes`: (text, level) of the first lines. `as_json`: every line is an object.
+    `notes`: (text, level) of the first lines. `as_json`: every line is an object. `on_stop`: called after the signal.
 
     Raises:
         Unavailable: a program that others wait for does not become ready.
@@ -75,7 +85,7 @@ def run_programs(programs: list[Program], notes: list[tuple[str, str]], *, as_js
     output = Output([program.name for program in programs], sys.stdout, as_json=as_json)
     for text, level in notes:
         output.say(text, level)
-    asyncio.run(Supervisor(programs, output).run())
+    asyncio.run(Supervisor(programs, output, on_stop).run())
     output.say("all stopped")
 
 

@@ -38,7 +38,8 @@ class LocalUp:
             f"[api]\nport = {self.api_port}\n{more_toml}"
         )
         own = {name: value for name, value in os.environ.items() if not name.startswith("FORECACHE_")}
-        self._environment = {**own, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2", "NO_COLOR": "1"}
+        ours = {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2", "NO_COLOR": "1", "FORECACHE_API__DRAIN": "0"}
+        self._environment = {**own, **ours}
         self._log = (folder / "up.log").open("wb")
 
     def __enter__(self) -> LocalUp:

@@ -96,9 +96,21 @@ class Callers:
             writer.write(f"GET {self._path()} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\n\r\n".encode())
             head = await reader.readuntil(b"\r\n\r\n")
             length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-            body = json.loads(await reader.readexactly(int(length.partition(b":")[2])))
+            body = await reader.readexactly(int(length.partition(b":")[2]))
         except BaseException:
             writer.close()
             raise
-        self._idle.append((reader, writer))
-        return int(head[9:12]), str(body.get("outcome") or body.get("code"))
+        if b"\r\nconnection: close" in head.lower():
+            writer.close()
+        else:
+            self._idle.append((reader, writer))
+        return int(head[9:12]), _outcome(body)
+
+
+def _outcome(body: bytes) -> str:
+    """Return what came of a request by its answer, which may be a page of a balancer."""
+    try:
+        told = json.loads(body)
+    except ValueError:
+        return "no answer of ours"
+    return str(told.get("outcome") or told.get("code"))

@@ -215,6 +215,7 @@ timeout_ms = 10000
             "FORECACHE_CONFIG": str(self.settings_file),
             "BENCH_REDIS_URL": f"redis://127.0.0.1:{self.redis_port}/1",
             "TF_CPP_MIN_LOG_LEVEL": "2",
+            "FORECACHE_API__DRAIN": "0",
             **self.variables,
         }
 

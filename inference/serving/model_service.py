@@ -452,7 +452,7 @@ class SharedLookups:
                 await asyncio.gather(*(self._read([one]) for one in asked))
             for one in asked:
                 # a new error for each: one that is raised in two places would collect both tracebacks
-                one.settle(StoreUnavailable(error.message))
+                one.settle(type(error)(error.message))
         except Exception as error:  # noqa: BLE001 - a defect: raised where each caller waits
             for one in asked:
                 one.settle(error)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
 from inference.errors import SettingsError, shown
-from inference.settings.fields import Duration, Section, Size, parse_list
+from inference.settings.fields import Duration, Section, Size, parse_duration, parse_list
 from inference.settings.server_urls import broker_url as read_broker_url
 from inference.settings.server_urls import redis_url
 
@@ -27,6 +27,13 @@ _ORIGIN = re.compile(r"\*|https?://([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1
 _OWN_PATHS = ("predict", "predictions", "features", "runs", "models", "health", "v1", "v2")
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+
+#: time for the open requests of a stopping API process to finish; then as long for its open gRPC calls
+OPEN_REQUESTS_S = 5
+
+
+def _parse_drain(value: Any) -> float:
+    return 0.0 if value in (0, "0", "0s") and value is not False else parse_duration(value)
 
 
 def _in_one_form(value: SecretStr | None, read: Callable[[str], str]) -> SecretStr | None:
@@ -122,6 +129,8 @@ class ApiSettings(Section):
     `root_path`: its path behind a proxy, such as "/forecache", whether the proxy strips it or not. `keep_alive`: how
     many seconds an idle connection stays open; longer than at the proxy, so that the proxy never uses a closing one.
     `max_connections`: the limit of one process; None for 10 000, or for as many as its limit of open files allows.
+    `drain`: how many seconds a process serves on after SIGTERM, with readiness 503, so that balancers turn away from
+    it; 0 for none. `stop_timeout`: how many seconds the platform waits after SIGTERM until it kills; None: unknown.
     """
 
     host: str = "127.0.0.1"
@@ -134,7 +143,14 @@ class ApiSettings(Section):
     client_key: SecretStr | None = None
     root_path: str = ""
     keep_alive: Duration = 75.0
+    drain: Annotated[float, BeforeValidator(_parse_drain)] = 5.0
+    stop_timeout: Duration | None = None
     max_connections: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def longest_stop_s(self) -> float:
+        """The seconds from SIGTERM until the last open request, over HTTP and then over gRPC, has had its time."""
+        return self.drain + 2 * OPEN_REQUESTS_S
 
     @field_validator("root_path")
     @classmethod

@@ -210,3 +210,19 @@ async def until(condition: Any) -> None:
     async with asyncio.timeout(5):
         while not condition():  # noqa: ASYNC110 - neither uvicorn nor the fakes offer an event
             await asyncio.sleep(0.002)
+
+
+async def test_a_request_that_nobody_has_read_when_the_service_stops_is_answered(it: Deployment) -> None:  # noqa: F811
+    it.reader.entries["a"] = fresh(1.5)
+    loop = asyncio.get_running_loop()
+    async with serving(it) as served:
+        with socket.create_connection(("127.0.0.1", served.port)) as client:
+            client.setblocking(False)
+            await loop.sock_sendall(client, get("/predict/a"))
+            assert b"connection: close" not in (await loop.sock_recv(client, 10_000)).lower()
+            # no turn of the server's loop from here until it is told to stop
+            client.send(get("/predict/a"))
+            for connection in list(served.server.server_state.connections):
+                connection.shutdown()
+            assert b"connection: close" in (await loop.sock_recv(client, 10_000)).lower()
+            assert await loop.sock_recv(client, 1) == b""

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from inference.settings import load_settings
+from inference.settings import ApiSettings, load_settings
 from tests.support.flights import write_flights
 from tests.support.redis_server import missing
 from tests.support.stack import Stack, child_environment, end_tree
@@ -63,6 +63,12 @@ def test_every_variable_of_the_environment_file_is_a_setting(monkeypatch: pytest
 def test_the_example_settings_are_valid() -> None:
     settings = load_settings(Path(__file__).parents[2] / "examples" / "redis_and_rabbitmq" / "forecache.toml")
     assert settings.broker_url.startswith("amqp://")
+
+
+def test_the_api_has_time_to_drain_and_is_told_how_much() -> None:
+    [api] = [service for service in services() if service.name == "forecache-api"]
+    settings = ApiSettings.model_validate({"stop_timeout": api.environment["FORECACHE_API__STOP_TIMEOUT"]})
+    assert settings.stop_timeout == api.stop_timeout_s >= settings.longest_stop_s
 
 
 @pytest.mark.slow

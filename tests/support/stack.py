@@ -29,9 +29,10 @@ WORKERS = ("gpu", "realtime", "maintenance")
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of every process that a test starts: this checkout's code, quiet TensorFlow."""
+    """The environment of every process that a test starts: this checkout's code, quiet TensorFlow, no drain."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FORECACHE_")}
-    return kept | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+    ours = {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+    return kept | ours | {"FORECACHE_API__DRAIN": "0"}
 
 
 class Stack:

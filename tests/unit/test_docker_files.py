@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from inference.settings import Scope, load_settings
+from inference.settings import ApiSettings, Scope, load_settings
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -208,3 +208,10 @@ def test_images_name_no_registry() -> None:
     assert len(defaults) == 4
     # a first part with a dot or a port would be a host
     assert [image for image in defaults if re.search(r"[.:]", image.split("/")[0]) and "/" in image] == []
+
+
+def test_the_api_has_time_to_drain_and_is_told_how_much() -> None:
+    grace = SERVICES["api"]["stop_grace_period"]
+    assert SERVICES["api"]["environment"]["FORECACHE_API__STOP_TIMEOUT"] == grace
+    settings = ApiSettings.model_validate({"stop_timeout": grace})
+    assert (settings.stop_timeout or 0) >= settings.longest_stop_s

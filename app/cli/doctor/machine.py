@@ -14,11 +14,13 @@ from packaging.requirements import Requirement
 
 from app.cli.doctor.findings import Check, Finding, error, not_checked, ok, warning
 from inference.models.formats import FORMATS
-from inference.settings import WorkerSettings, variables_unread
+from inference.settings import ApiSettings, WorkerSettings, variables_unread
 from inference.stored_data import installed_release
 
 #: synchronised clocks differ by milliseconds
 MOST_OFFSET_S = 0.5
+#: of a pod, unless its manifest says otherwise
+KUBERNETES_GRACE_S = 30
 
 
 class Gpus(NamedTuple):
@@ -71,6 +73,22 @@ def check_clock(offset_s: float | None) -> Finding:
         fix = "keep the clocks of both machines in time (NTP): schedules and ages go by them"
         return warning(Check.MACHINE, "clock", detail, fix)
     return ok(Check.MACHINE, "clock", detail)
+
+
+def check_stop(api: ApiSettings) -> Finding:
+    """Check that the platform lets the API finish its requests before it kills it."""
+    needs_s, gets_s = api.longest_stop_s, api.stop_timeout
+    detail = f"a stopping API process takes up to {needs_s:g} s ([api] drain, then open requests)"
+    if gets_s is None and needs_s > KUBERNETES_GRACE_S:
+        where = f"Kubernetes kills after {KUBERNETES_GRACE_S} s and Docker after 10 s, unless told otherwise"
+        fix = "raise it (terminationGracePeriodSeconds, stop_grace_period), and tell it in [api] stop_timeout"
+        return warning(Check.MACHINE, "stop", f"{detail}; {where}", fix)
+    if gets_s is not None and needs_s > gets_s:
+        fix = "raise the platform's grace and [api] stop_timeout, or lower [api] drain"
+        return warning(
+            Check.MACHINE, "stop", f"{detail}, but [api] stop_timeout says it is killed after {gets_s:g} s", fix
+        )
+    return ok(Check.MACHINE, "stop", detail)
 
 
 def check_environment(environment: Mapping[str, str] = os.environ) -> list[Finding]:

@@ -16,6 +16,7 @@ from uvicorn.server import ServerState
 from app.api.access import AccessControl
 from app.api.bounded_connections import STEP_BYTES
 from app.api.connections import Connection
+from app.api.drain import Drain
 from app.api.hot_path import predict_one
 from app.api.limits import ConnectionLimit, RequestMemory
 from app.api.requests import begin_request
@@ -32,7 +33,7 @@ READ_BYTES = 64 * 1024
 class Application:
     """Answers each request with its own path, in a turn of its own."""
 
-    connection_limit, memory = ConnectionLimit(10, 10), RequestMemory()
+    connection_limit, memory, drain = ConnectionLimit(10, 10), RequestMemory(), Drain(0)
     shown_under, headers_of_longer_answers = "", frozenset[bytes]()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -238,7 +239,7 @@ class SlowApplication:
     shown_under = ""
 
     def __init__(self) -> None:
-        self.connection_limit, self.memory = ConnectionLimit(10, 10), RequestMemory()
+        self.connection_limit, self.memory, self.drain = ConnectionLimit(10, 10), RequestMemory(), Drain(0)
         self.heard: list[str] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from app.api import grpc_server, grpc_streams, open_inference_grpc
 from app.api.access import AccessControl
+from app.api.drain import Drain
 from app.api.grpc_server import grpc_served
 from app.api.limits import RequestMemory
 from app.http import check_grpc
@@ -41,6 +42,7 @@ class NoModels:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.cards = SimpleNamespace(of=self._of)
+        self.drain = Drain(0)
 
     async def _of(self, model: str) -> None:
         raise NotFound(model)

@@ -15,6 +15,7 @@ from uvicorn.server import ServerState
 from app.api.access import AccessControl
 from app.api.bounded_connections import CHECK_EVERY_S
 from app.api.connections import Connection
+from app.api.drain import Drain
 from app.api.hot_path import predict_one
 from app.api.limits import ConnectionLimit, RequestMemory
 from app.api.requests import begin_request
@@ -35,7 +36,7 @@ class Application:
     shown_under, headers_of_longer_answers = "", frozenset({b"x-request-id"})
 
     def __init__(self, api: ApiSettings) -> None:
-        self.connection_limit, self.memory = ConnectionLimit(10, 10), RequestMemory()
+        self.connection_limit, self.memory, self.drain = ConnectionLimit(10, 10), RequestMemory(), Drain(0)
         self.access = AccessControl(api)
         self.reader = FakeReader({"a": entry(1.0), "b": entry(2.0), "c": entry(3.0)})
         model = {"path": Path("m"), "batch": {"ttl": "100s"}, "realtime": {"timeout_ms": 5_000}}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
 from app.local.embedded_redis import EmbeddedRedis
-from app.local.programs import KINDS, all_programs, chosen_kinds, visible_gpus
+from app.local.programs import KINDS, LAST_STAGE, all_programs, chosen_kinds, visible_gpus
 from inference.errors import SettingsError
 from inference.settings import Settings, WorkerSettings
 
@@ -26,7 +27,7 @@ def test_every_process_of_the_table_is_started() -> None:
 def test_the_embedded_redis_starts_first_and_stops_last() -> None:
     programs = all_programs(Settings(), REDIS, None)
     assert programs[0].name == "redis"
-    assert [program.name for program in programs if program.stops_last] == ["redis"]
+    assert [program.name for program in programs if program.stop_stage == LAST_STAGE] == ["redis"]
     assert not any("secret" in word for program in programs for word in program.argv)
 
 
@@ -125,3 +126,12 @@ def test_a_wrong_choice_is_refused_with_what_there_is(only: list[str], without: 
 def test_every_kind_is_a_program_of_up() -> None:
     programs = all_programs(Settings(workers=WorkerSettings(realtime_processes=2)), REDIS, None, listener=7)
     assert {program.kind for program in programs} == set(KINDS)
+
+
+def test_real_time_workers_answer_until_the_api_has_drained_and_ctrl_c_drains_nothing() -> None:
+    programs = all_programs(Settings.model_validate({"api": {"drain": "20s"}}), None, None, listener=7)
+    stages = {one.kind: one.stop_stage for one in programs}
+    assert stages["api"] < stages["realtime"] < LAST_STAGE
+    apis = [one for one in programs if one.kind == "api"]
+    assert all(one.grace_s > 20 for one in apis)
+    assert {one.kind for one in programs if one.hasty_signal != signal.SIGTERM} == {"api"}

@@ -193,4 +193,4 @@ async def test_a_damaged_row_fails_the_look_up_that_asks_for_it_and_no_other() -
     asked = (find(lookups, ["a"]), find(lookups, ["bad"]), find(lookups, ["b"]))
     first, damaged, last = await asyncio.gather(*asked, return_exceptions=True)
     assert [first, last] == [[entry(1)], [entry(2)]]
-    assert isinstance(damaged, StoreUnavailable)
+    assert isinstance(damaged, Unreadable)  # which clients are told; an outage would be another matter

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from inference.errors import SettingsError, UnknownModel
-from inference.settings import load_settings, parse_duration
+from inference.settings import ApiSettings, load_settings, parse_duration
 
 MINIMAL = '[models.delay]\npath = "models/delay"\n'
 
@@ -332,3 +332,14 @@ def test_a_queue_whose_workers_compute_no_requests_or_that_is_no_name_is_refused
     write(OWN_QUEUE.format(name))
     with pytest.raises(SettingsError, match="queue"):
         load_settings()
+
+
+@pytest.mark.parametrize(("given", "seconds"), [(0, 0.0), ("0", 0.0), ("0s", 0.0), ("1m", 60.0), (2.5, 2.5)])
+def test_a_drain_may_be_none_at_all(given: object, seconds: float) -> None:
+    assert ApiSettings.model_validate({"drain": given}).drain == seconds
+
+
+@pytest.mark.parametrize("given", [-1, False, "five", None])
+def test_a_drain_that_is_no_duration_is_refused(given: object) -> None:
+    with pytest.raises(ValueError, match="duration"):
+        ApiSettings.model_validate({"drain": given})

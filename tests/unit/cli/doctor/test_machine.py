@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from app.cli.doctor.findings import Status
-from app.cli.doctor.machine import Gpus, check_clock, check_gpus, check_versions, find_gpus
-from inference.settings import WorkerSettings
+from app.cli.doctor.machine import Gpus, check_clock, check_gpus, check_stop, check_versions, find_gpus
+from inference.settings import ApiSettings, WorkerSettings
 
 REQUIRED = [
     "celery<5.8,>=5.7",
@@ -73,3 +73,15 @@ def test_a_clock_half_a_second_off_is_told_of() -> None:
     assert check_clock(-0.6).status is Status.WARNING
     assert check_clock(-0.6).detail == "0.600 s ahead of Redis"
     assert check_clock(None).status is Status.WARNING
+
+
+def test_a_drain_that_the_platform_cuts_off_is_told() -> None:
+    assert check_stop(ApiSettings()).status is Status.OK
+    assert check_stop(ApiSettings(drain=15, stop_timeout=25)).status is Status.OK
+    cut_off = check_stop(ApiSettings(drain=16, stop_timeout=25))
+    assert (cut_off.status, cut_off.subject) == (Status.WARNING, "stop")
+    assert "26 s" in cut_off.detail
+    assert "killed after 25 s" in cut_off.detail
+    unknown = check_stop(ApiSettings(drain=21))
+    assert "Kubernetes kills after 30 s" in unknown.detail
+    assert "stop_timeout" in (unknown.fix or "")
