@@ -46,7 +46,7 @@ def find_worker(host: str) -> str | None:
     """
     settings = load_settings()
     with open_client(settings.cache_url, Patience(_REDIS_TIMEOUT_S)) as client:
-        presence = Presence(client, Keys(settings.redis.prefix))
+        presence = Presence(client, Keys(settings.redis.key_prefix))
         for queue in settings.queues:
             for worker in presence.roster(queue).alive:
                 if worker.host == host:

@@ -165,7 +165,7 @@ def complete_run(incomplete: str) -> list[str]:
             client.pipeline(transaction=False) as pipe,
         ):
             for model in sorted(settings.models):
-                pipe.zrange(Keys(settings.redis.prefix).runs(model), 0, _COMPLETED_RUNS - 1, desc=True)
+                pipe.zrange(Keys(settings.redis.key_prefix).runs(model), 0, _COMPLETED_RUNS - 1, desc=True)
             found = [run_id.decode() for run_ids in pipe.execute() for run_id in run_ids]
     except (ForecacheError, ValueError):
         return []

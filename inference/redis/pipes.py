@@ -17,12 +17,28 @@ from typing import Any
 import hiredis
 import redis
 import redis.asyncio
-from redis.exceptions import NoScriptError
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
+    NoScriptError,
+    TryAgainError,
+)
 
 Command = tuple[Any, ...]
 
 _RECEIVE_BYTES = 1 << 16
 _RECEIVE_BULK_BYTES = 1 << 18
+
+#: the errors that callers distinguish, by the first word of a reply
+_ERRORS: dict[str, type[redis.ResponseError]] = {
+    "MOVED": MovedError,
+    "ASK": AskError,
+    "TRYAGAIN": TryAgainError,
+    "CLUSTERDOWN": ClusterDownError,
+    "MASTERDOWN": MasterDownError,
+}
 
 #: a bulk writer holds up everybody else's commands for about so long, wherever they meet in Redis
 PIECE_S = 0.0005
@@ -48,25 +64,42 @@ class Pipe:
         Raises:
             redis.RedisError, OSError: Redis did not answer in time, or answered a command with an error.
         """
-        return _without_errors(self._exchange(commands))
+        return without_errors(self.end(self.begin(commands)))
 
-    def _exchange(self, commands: Sequence[Command]) -> list[Any]:
+    def begin(self, commands: Sequence[Command]) -> Exchange:
+        """Send a batch. `end` waits for its replies, so batches to several nodes are answered at the same time."""
         while True:
             try:
                 connection, is_kept = self._idle.pop(), True
             except IndexError:
                 connection, is_kept = _BlockingConnection(self._pool.get_connection()), False
             try:
-                replies = connection.exchange(commands)
+                connection.send(commands)
             except BaseException as error:
-                # late replies would answer the next batch
-                connection.pooled.disconnect()
-                self._pool.release(connection.pooled)
-                if is_kept and isinstance(error, redis.ConnectionError):
-                    continue  # Redis restarted while the connection was idle
-                raise
-            self._idle.append(connection)
-            return replies
+                if not self._may_repeat(connection, error, is_kept):
+                    raise
+            else:
+                return Exchange(connection, commands, is_kept)
+
+    def end(self, sent: Exchange) -> list[Any]:
+        """Return the replies to a batch in order, with errors among them; raise as `send` if it got no answer."""
+        while True:
+            try:
+                replies = sent.connection.receive(len(sent.commands))
+            except BaseException as error:
+                if not self._may_repeat(sent.connection, error, sent.is_kept):
+                    raise
+                sent = self.begin(sent.commands)
+            else:
+                self._idle.append(sent.connection)
+                return replies
+
+    def _may_repeat(self, connection: _BlockingConnection, error: BaseException, is_kept: bool) -> bool:
+        # late replies would answer the next batch
+        connection.pooled.disconnect()
+        self._pool.release(connection.pooled)
+        # Redis restarted while the connection was idle
+        return is_kept and isinstance(error, redis.ConnectionError)
 
 
 class _BlockingConnection:
@@ -78,10 +111,17 @@ class _BlockingConnection:
         self._socket = pooled._sock
         self._parser = _reply_parser()
 
-    def exchange(self, commands: Sequence[Command]) -> list[Any]:
+    def send(self, commands: Sequence[Command]) -> None:
         try:
             self._socket.sendall(b"".join(map(hiredis.pack_command, commands)))
-            return self._receive(len(commands))
+        except TimeoutError as error:
+            raise redis.TimeoutError("Redis did not answer in time") from error
+        except OSError as error:
+            raise redis.ConnectionError(f"the connection to Redis broke: {error}") from error
+
+    def receive(self, count: int) -> list[Any]:
+        try:
+            return self._receive(count)
         except TimeoutError as error:
             raise redis.TimeoutError("Redis did not answer in time") from error
         except OSError as error:
@@ -98,6 +138,15 @@ class _BlockingConnection:
                 if not isinstance(reply, hiredis.PushNotification):
                     replies.append(reply)
         return replies
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A batch that was sent. `is_kept`: over a connection that was open before."""
+
+    connection: _BlockingConnection
+    commands: Sequence[Command]
+    is_kept: bool
 
 
 class AsyncPipe:
@@ -119,9 +168,10 @@ class AsyncPipe:
         Raises:
             redis.RedisError, OSError: Redis did not answer in time, or answered a command with an error.
         """
-        return _without_errors(await self._exchange(commands))
+        return without_errors(await self.ask(commands))
 
-    async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
+    async def ask(self, commands: Sequence[Command]) -> list[Any]:
+        """Return the replies as `send` does, with errors among them."""
         while True:
             connection, is_kept = await self._take()
             try:
@@ -228,10 +278,14 @@ def _reply_parser() -> hiredis.Reader:
 
 
 def _reply_error(text: str) -> redis.ResponseError:
-    return NoScriptError(text) if text.startswith("NOSCRIPT") else redis.ResponseError(text)
+    if text.startswith("NOSCRIPT"):
+        return NoScriptError(text)
+    word, _, rest = text.partition(" ")
+    return _ERRORS[word](rest) if word in _ERRORS else redis.ResponseError(text)
 
 
-def _without_errors(replies: list[Any]) -> list[Any]:
+def without_errors(replies: list[Any]) -> list[Any]:
+    """Return the replies, or raise the first error among them."""
     for reply in replies:
         if isinstance(reply, redis.ResponseError):
             raise reply
@@ -240,10 +294,14 @@ def _without_errors(replies: list[Any]) -> list[Any]:
 
 @dataclass(frozen=True)
 class BulkCommands:
-    """Packed commands, each answered by one integer: their bytes, and the number of replies."""
+    """Packed commands, each answered by one integer: their bytes, and the number of replies.
+
+    `node`: the node of a cluster that gets them all, as `Client.nodes_of` numbers it.
+    """
 
     data: bytes | memoryview
     replies: int
+    node: int = 0
 
 
 @dataclass
@@ -403,4 +461,4 @@ def _refuse_errors(replies: bytearray, due: int) -> None:
     if replies.count(b":") == due and not replies.translate(None, b":0123456789\r\n"):
         return
     wrong = next((line for line in bytes(replies).splitlines() if not line.startswith(b":")), b"too few replies")
-    raise redis.ResponseError(wrong.removeprefix(b"-").decode(errors="replace"))
+    raise _reply_error(wrong.removeprefix(b"-").decode(errors="replace"))
