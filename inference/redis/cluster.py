@@ -378,7 +378,7 @@ class _Routing:
         """Send what got no answer to the node that has taken over; raise its outage if there is none."""
         for index, (address, outage) in self.lost.items():
             now = self._cluster.address_of(key_of(self._commands[index]))
-            if now == address or self._cluster.is_suspect(now) or not self._may_repeat:
+            if now == address or self._cluster.is_suspect(now) or not (self._may_repeat or _was_refused(outage)):
                 raise outage
             self.targets[index] = None
         self.lost = {}
@@ -412,6 +412,11 @@ class _Routing:
         if command[0] not in _OF_ROWS or self._cluster.slot_of(command[1]) == self._cluster.home_slot:
             return False
         return reply is None or (isinstance(reply, list) and None in reply)
+
+
+def _was_refused(outage: Exception) -> bool:
+    """Whether a node took no connection, so that nothing was sent."""
+    return isinstance(outage.__cause__ or outage.__context__, ConnectionRefusedError)
 
 
 def _named(error: Any, batch: Batch) -> Address:
