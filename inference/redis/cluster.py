@@ -230,6 +230,8 @@ def read_topology(url: str, known: Sequence[Address], timeout_s: float, *, caref
                 topology = _parse_slots(node.execute_command("CLUSTER", "SLOTS"), host)
                 if careful:
                     _check(node, topology)
+                    if (host, port) not in topology.primaries:
+                        _check_addresses(url, topology.primaries, timeout_s)
                 return topology
         except redis.AuthenticationError:
             raise
@@ -280,6 +282,22 @@ def _check(node: Any, topology: Topology) -> None:
         )
 
 
+def _check_addresses(url: str, primaries: Sequence[Address], timeout_s: float) -> None:
+    """Refuse a cluster none of whose nodes can be reached at the address that it announces."""
+    for address in primaries:
+        try:
+            with closing(_open_node(url, address, timeout_s)) as node:
+                node.ping()
+                return
+        except _OUTAGES:
+            continue
+    host, port = primaries[0]
+    raise ClusterFault(
+        f"the nodes of the cluster announce addresses that cannot be reached from here, such as {host}:{port}: set "
+        "cluster-announce-ip and cluster-announce-port on each node"
+    )
+
+
 # --- plans ---
 
 
@@ -312,7 +330,7 @@ def plan_exchange(cluster: Cluster, commands: Sequence[Command], *, may_repeat: 
         if routing.lost:
             yield Again(read_map=True)
             routing.try_again()
-        rounds += 1
+        rounds = 0 if routing.waits else rounds + 1
         if routing.waits:
             ends_at = ends_at or time.monotonic() + patience_s
             if time.monotonic() > ends_at:

@@ -97,6 +97,12 @@ class ClusterClient(Client):
         with Told():
             return [self.node(address) for address in self._cluster.topology.primaries]
 
+    def shards(self) -> list[tuple[str, Client, int]]:
+        """Return the address, the client and the number of replicas of each node that serves slots."""
+        with Told():
+            topology = self._cluster.topology
+        return [(f"{at[0]}:{at[1]}", self.node(at), len(topology.replicas.get(at, ()))) for at in topology.primaries]
+
     def execute_command(self, *arguments: Any, **options: Any) -> Any:
         """Send one command to the node of its key; without a key, to the node of the tag."""
 
