@@ -49,8 +49,8 @@ def main() -> None:
     rows = [
         ("CPU of a hit, µs", f"{hits[0]:.1f}", f"{hits[1]:.1f}", f"{ratio_hit_cpu:.2f} (at most 1.15)"),
         ("rows written a second", f"{rates[0]:,.0f}", f"{rates[1]:,.0f}", f"{ratio_batch_rate:.2f} (at least 1)"),
-        ("all hits back after the election, s", "–", f"{failover_s:.2f}", "at most 5"),
-        (f"wrong answers of {reads:,}", "–", f"{wrong}", "0"),
+        ("all hits back after the election, s", "", f"{failover_s:.2f}", "at most 5"),
+        (f"wrong answers of {reads:,}", "", f"{wrong}", "0"),
     ]
     figures = {
         "ratio_hit_cpu": round(ratio_hit_cpu, 3), "ratio_batch_rate": round(ratio_batch_rate, 3),

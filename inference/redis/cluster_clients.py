@@ -248,7 +248,7 @@ class ClusterClient(Client):
         for piece in pieces:
             reader.feed(bytes(piece.data))
             while (command := reader.gets()) is not False:
-                commands.append(tuple(command))
+                commands.append((command[0].decode(), *command[1:]))
         replies: list[int] = []
         for start in range(0, len(commands), _RESENT_TOGETHER):
             part = commands[start : start + _RESENT_TOGETHER]

@@ -205,14 +205,14 @@ def split_http_url(text: str) -> SplitResult:
 
 def _split(text: str) -> SplitResult:
     """Return the parts of a URL."""
+    scheme = text.partition(":")[0].lower()
     if ";" in text:
-        scheme = text.partition(":")[0].lower()
         raise ValueError(_REFUSED.get(scheme, _LIST))
     try:
         parts = urlsplit(text)
         port = parts.port
-    except ValueError:  # its message may quote the password
-        raise ValueError(_BAD_PORT) from None
+    except ValueError:  # its message may quote the password; several hosts are no port either
+        raise ValueError(_REFUSED.get(scheme, _BAD_PORT)) from None
     if port == 0 or parts.fragment:
         raise ValueError(_BAD_PORT)
     return parts

@@ -17,10 +17,11 @@ from inference.redis.clients import REQUEST, WORKER, Client, open_async_client, 
 from inference.redis.cluster import slot_of
 from inference.redis.keys import Keys, TableKind
 from inference.schema import DType, TensorSpec
-from inference.settings import RedisSettings
+from inference.settings.processes import CelerySettings, RedisSettings
 from inference.store import AsyncTableReader, Manifest, Origin, Table
 from tests.support.redis_cluster import ClusterNode, RedisCluster
 from tests.support.redis_server import RedisServer
+from tests.support.stack import ROOT
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.integration
@@ -198,6 +199,42 @@ def test_a_row_that_a_replica_lacks_is_an_outage_and_no_miss(cluster: RedisClust
     assert store.table.read([f"nobody{i}" for i in range(50)]) == [None] * 50
 
 
+# --- users ---------------------------------------------------------------------------------------------
+
+
+def test_the_users_of_one_redis_serve_a_cluster_with_the_patterns_of_the_docs(
+    cluster: RedisCluster, store: Store
+) -> None:
+    rules = [line for line in (ROOT / "docker/redis/users.acl").read_text().splitlines() if "forecache-" in line]
+    for node in cluster.nodes:
+        for rule in rules:
+            words = rule.replace("PASSWORD", "aPassword1").split()[1:]
+            braced = [word.replace("~forecache:", "~{forecache}:") for word in words if "~forecache:" in word]
+            node.ask("ACL", "SETUSER", *words, *braced, "+cluster|slots", "+asking", "+readonly", "+wait")
+    stores = {role: open_as(cluster, f"forecache-{role}") for role in ("worker", "api", "dashboard")}
+    try:
+        worker, api, dashboard = stores["worker"], stores["api"], stores["dashboard"]
+        first, second = worker.publish(1_000), worker.publish(2_000)
+        assert api.offsets() == dashboard.offsets() == {2_000}
+        assert dashboard.table.generations.rollback(second.number).current == first.number
+        worker.upsert(5, 7.0)
+        assert api.table.read(["e5"])[0].values == {"price": 7.0}  # type: ignore[union-attr]
+        with pytest.raises(StoreUnavailable, match="permission"):
+            api.write(3_000)
+        with pytest.raises(StoreUnavailable, match="permission"):
+            api.client.get(KEYS.pointer)  # of another deployment
+    finally:
+        for one in stores.values():
+            one.client.close()
+
+
+def open_as(cluster: RedisCluster, user: str) -> Store:
+    url = cluster.url().replace("://", f"://{user}:aPassword1@")
+    client = open_client(url, WORKER, tag="{forecache}")
+    keys = Keys("{forecache}").table(TableKind.PREDICTIONS, "m")
+    return Store(client, Table(client, keys, kind=TableKind.PREDICTIONS, model="m"))
+
+
 # --- clusters that cannot be used ----------------------------------------------------------------------
 
 
@@ -285,7 +322,10 @@ def test_a_clusters_url_that_cannot_be_used_names_the_fix(given: str, fix: str) 
         RedisSettings.model_validate({"cache_url": given})
 
 
-@pytest.mark.parametrize("field", ["url"])
-def test_only_the_cache_may_be_a_cluster(field: str) -> None:
-    with pytest.raises(ValueError, match="holds only predictions and features, in cache_url"):
-        RedisSettings.model_validate({field: "redis+cluster://a:7000,b:7000"})
+@pytest.mark.parametrize("hosts", ["a:7000", "a:7000,b:7000"])
+def test_only_the_cache_may_be_a_cluster(hosts: str) -> None:
+    told = "holds only predictions and features, in cache_url"
+    with pytest.raises(ValueError, match=told):
+        RedisSettings.model_validate({"url": f"redis+cluster://{hosts}"})
+    with pytest.raises(ValueError, match=told):
+        CelerySettings.model_validate({"broker_url": f"redis+cluster://{hosts}"})
