@@ -272,7 +272,10 @@ def _text(value: Any) -> str:
 
 
 def _check(node: Any, topology: Topology) -> None:
-    version = str(node.info("server").get("redis_version", "0"))
+    try:
+        version = str(node.info("server").get("redis_version", "0"))
+    except redis.ResponseError:  # users of `users.acl` may not ask; doctor tells it
+        version = ".".join(map(str, OLDEST))
     if tuple(int(part) for part in version.split(".")[:2] if part.isdecimal()) < OLDEST:
         raise ClusterFault(f"the cluster of [redis] cache_url runs Redis {version}: install 6.2 or later")
     if topology.unserved:

@@ -110,25 +110,22 @@ def use(store: Store, manifest: Manifest) -> None:
     generations.collect(second.number, sweep_after_s=0, pause_s=0)
 
 
-def test_a_table_works_while_a_bucket_moves_to_another_node(cluster: RedisCluster, store: Store) -> None:
-    manifest = store.publish(1_000)
-    move(cluster, KEYS.bucket(manifest.number, 3), between=lambda: use(store, manifest))
-    assert store.table.read(["e6"])[0].values == {"price": 1_006.0}  # type: ignore[union-attr]
-    assert store.client.get(KEYS.sequence) == b"3"
-
-
-def test_reads_go_on_while_the_pointer_moves_and_changes_wait_for_it(cluster: RedisCluster, store: Store) -> None:
+@pytest.mark.parametrize("what", ["the pointer", "a bucket"])
+def test_reads_go_on_while_a_slot_moves_and_changes_wait_for_it(cluster: RedisCluster, store: Store, what: str) -> None:
     manifest = store.publish(1_000)
     with ThreadPoolExecutor(1) as thread:
         begun: list[Future[None]] = []
 
         def between() -> None:
             assert store.offsets() == {1_000}
+            assert store.table.generations.count(manifest) == ROWS
+            assert sum(len(batch) for batch in store.table.generations.scan(manifest)) == ROWS
             begun.append(thread.submit(use, store, manifest))
 
-        move(cluster, KEYS.pointer, between=between)
+        move(cluster, KEYS.pointer if what == "the pointer" else KEYS.bucket(manifest.number, 3), between=between)
         begun[0].result(60)
     assert store.table.read(["e6"])[0].values == {"price": 1_006.0}  # type: ignore[union-attr]
+    assert store.client.get(KEYS.sequence) == b"3"
 
 
 async def test_a_reader_on_an_event_loop_meets_flips_and_moves_and_never_mixes(
