@@ -158,6 +158,7 @@ async def test_a_reader_on_an_event_loop_meets_flips_and_moves_and_never_mixes(
 # --- nodes that are lost -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_hits_go_on_from_the_replica_of_a_lost_node_and_writes_after_the_election(
     cluster: RedisCluster, store: Store
 ) -> None:
@@ -182,6 +183,7 @@ def _written(store: Store) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_row_that_a_replica_lacks_is_an_outage_and_no_miss(cluster: RedisCluster, store: Store) -> None:
     manifest = store.publish(1_000)
     victim = cluster.primary_of(KEYS.bucket(manifest.number, 1))

@@ -103,7 +103,7 @@ class RedisCluster:
         for node in self.nodes:
             if node.process is None or node.process.poll() is not None:
                 continue
-            if b"cluster_state:ok" not in node.ask("CLUSTER", "INFO"):
+            if not node.answers() or b"cluster_state:ok" not in node.ask("CLUSTER", "INFO"):
                 return False
             slots = node.ask("CLUSTER", "SLOTS")
             if sum(last - first + 1 for first, last, *_ in slots) != SLOTS or len(slots[0]) < 3 + expected:
