@@ -51,8 +51,8 @@ $(BIN)/python:
 install-all: install ## the same, with the CUDA build of TensorFlow
 	$(PIP) -e ./client -e ".[$(EXTRAS),gpu]"
 
-install-runtimes: install ## the same, with PyTorch, JAX and PySpark (1.5 GB), whose tests are skipped without them
-	$(PIP) -e ./client -e ".[$(EXTRAS),torch,jax,spark]"
+install-runtimes: install ## the same, with PyTorch, JAX, PySpark and Ray (1.7 GB), whose tests are skipped without them
+	$(PIP) -e ./client -e ".[$(EXTRAS),torch,jax,spark,ray]"
 
 demo: $(DEMO_STAMP) ## the main job on an embedded Redis, shown step by step
 	$(BIN)/forecache demo

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import socket
+import ssl
 from importlib.util import find_spec
 
 from inference.errors import (
@@ -26,6 +28,8 @@ from inference.settings import ApiSettings, Settings
 from inference.settings.processes import require_allowed
 
 BACKLOG = 2048
+#: what the extra `grpc` installs
+GRPC_MODULES = ("grpc", "grpc_health", "grpc_reflection")
 #: descriptors for Redis (up to a hundred connections), the broker, files and the event loop
 KEPT = 128
 #: connections of one process, unless the settings or the descriptors allow fewer
@@ -94,15 +98,14 @@ def check_grpc(settings: Settings, *, first: bool) -> None:
     `first`: no other process of this deployment serves it yet, so its port must be free.
 
     Raises:
-        SettingsError: the extra is not installed; other machines can reach the address, and neither keys nor
-            `[api] allow_remote` are set; or the port is taken.
+        SettingsError: the extra is not installed, the port is taken, or as `check_grpc_settings` says.
     """
     host, port = settings.grpc.host, settings.grpc.port
     if port is None:
         return
-    if any(find_spec(module) is None for module in ("grpc", "grpc_health", "grpc_reflection")):
+    if any(find_spec(module) is None for module in GRPC_MODULES):
         raise SettingsError("[grpc] port needs gRPC: pip install 'forecache[grpc]'", field="grpc.port")
-    require_allowed(settings.api, host, "[grpc] host")
+    check_grpc_settings(settings)
     if not first:
         return
     # the processes share the port, so gRPC itself would share it with anybody of the same user
@@ -115,6 +118,36 @@ def check_grpc(settings: Settings, *, first: bool) -> None:
                 f"port {port} of {host} cannot be used ({error.strerror}): stop what listens there, or correct [grpc]",
                 field="grpc.port",
             ) from error
+
+
+def check_grpc_settings(settings: Settings) -> None:
+    """Check address and certificate of gRPC.
+
+    Raises:
+        SettingsError: other machines can reach the address, and neither keys nor `[api] allow_remote` are set; the
+            API itself has that port; or the certificate and its key cannot be used.
+    """
+    grpc, api = settings.grpc, settings.api
+    require_allowed(api, grpc.host, "[grpc] host")
+    if grpc.port == api.port and (grpc.host == api.host or {grpc.host, api.host} & {"0.0.0.0", "::"}):  # noqa: S104
+        raise SettingsError(f"[grpc] port {grpc.port} is the one of [api]: set another one", field="grpc.port")
+    if grpc.certificate is None or grpc.private_key is None:
+        return
+    try:
+        # without a password it would ask at the terminal
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(settings.path(grpc.certificate), settings.path(grpc.private_key), password="")
+    except ssl.SSLError as error:
+        raise SettingsError(
+            "[grpc] certificate and private_key are no pair of PEM files without a password", field="grpc.certificate"
+        ) from error
+    except OSError as error:
+        # the error itself does not say which file it was
+        files = (settings.path(one) for one in (grpc.certificate, grpc.private_key))
+        named = next((str(one) for one in files if not os.access(one, os.R_OK)), "")
+        raise SettingsError(
+            f"[grpc] certificate or private_key cannot be read: {named} ({error.strerror})", field="grpc.certificate"
+        ) from error
 
 
 # --- errors ---

@@ -27,7 +27,6 @@ from inference.batch.active_set import ActiveSet, find_threshold
 from inference.batch.plan import cut_row_groups
 from inference.monitoring.access_sample import (
     EVERYBODY,
-    MOST_POPULAR,
     VISIT_GAP_TICKS,
     VISITS,
     AccessSample,
@@ -35,6 +34,7 @@ from inference.monitoring.access_sample import (
     cut,
     day_bytes,
     joined,
+    most_popular,
     visits_at,
 )
 from inference.monitoring.asked_filters import DAY_S, AskedFilters, Filter, filter_bytes, places_of
@@ -106,20 +106,20 @@ def log_day(counts: Counts, before: Counts, hashes: Words, rng: np.random.Genera
     asked = Filter(filter_bytes(len(counts)))
     asked.add(places_of(hashes[counts > 0], asked.size))
     threshold, visits, most = EVERYBODY, np.zeros(0, VISITS), day_bytes(SAMPLED)
-    most_popular = np.zeros(len(counts), bool)
-    most_popular[np.argsort(-before)[:MOST_POPULAR]] = True
+    is_popular = np.zeros(len(counts), bool)
+    is_popular[np.argsort(-before)[: most_popular(SAMPLED)]] = True
     popular = [
         visits_at(np.repeat(hash_, count), np.sort(rng.random(count)) * DAY_S, EVERYBODY)
-        for hash_, count in zip(hashes[most_popular], counts[most_popular], strict=True)
+        for hash_, count in zip(hashes[is_popular], counts[is_popular], strict=True)
     ]
-    accesses = rng.permutation(np.repeat(hashes[~most_popular], counts[~most_popular]))
+    accesses = rng.permutation(np.repeat(hashes[~is_popular], counts[~is_popular]))
     for number, part in enumerate(np.array_split(accesses, _PARTS)):
         at = (number + np.sort(rng.random(len(part)))) * DAY_S / _PARTS
         visits = np.concatenate([visits, visits_at(part, at, threshold)])
         if visits.nbytes > most:
             visits, threshold = cut(visits, threshold, most)
     of_popular = joined(np.concatenate(popular), VISIT_GAP_TICKS, most)[0]
-    return asked, SampledDay(visits, threshold, int(counts.sum()), of_popular, int(counts[most_popular].sum()))
+    return asked, SampledDay(visits, threshold, int(counts.sum()), of_popular, int(counts[is_popular].sum()))
 
 
 def held_out_days(trace: Trace, rng: np.random.Generator) -> Iterator[dict[str, float]]:

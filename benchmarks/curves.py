@@ -8,33 +8,42 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rig.report import print_report
 
-from inference.economics.hit_curves import Policy, Ranking, hit_rate, rank_curve
+from inference.economics.histories import OUTCOMES
+from inference.economics.hit_curves import Ranking, hit_rate, rank_curve
+from inference.economics.policies import Policy
+from inference.economics.replay import Replay, Speeds
+from inference.economics.traces import Requests
+from inference.economics.traces import Trace as Requested
 from inference.monitoring.access_sample import (
     EVERYBODY,
-    MOST_POPULAR,
     VISIT_GAP_TICKS,
     AccessSample,
     SampledDay,
     cut,
     day_bytes,
     joined,
+    most_popular,
+    sample_bytes,
     visits_at,
 )
 from inference.monitoring.asked_filters import DAY_S
 from inference.monitoring.id_hashes import id_hashes
+from inference.outcomes import Outcome
+from inference.serving.answers import FreshnessRules
 
 #: a midnight in UTC
 START = 20_000 * DAY_S
 #: seconds; those that are longer than half of a trace say little about it
 TTLS = (60, 300, 1800, 2 * 3600, 8 * 3600, 24 * 3600)
-INTERVALS = (6 * 3600, 24 * 3600)
+#: seconds between two runs, and their schedules
+INTERVALS = {6 * 3600: "0 3,9,15,21 * * *", DAY_S: "0 3 * * *"}
 SHARES = (0.01, 0.05, 0.2, 0.5)
 #: what libCacheSim calls oracleGeneral: https://github.com/1a1a11a/libCacheSim
 ORACLE_GENERAL = np.dtype([("at", "<u4"), ("object", "<u8"), ("size", "<u4"), ("next", "<i8")])
@@ -51,7 +60,7 @@ class Trace:
 
     @property
     def entities(self) -> int:
-        return int(self.entity.max()) + 1
+        return int(self.entity.max(initial=-1)) + 1
 
 
 @dataclass(frozen=True)
@@ -156,14 +165,16 @@ def sampled(trace: Trace, rate: float) -> AccessSample:
         # on the first day, they are those of its first hour
         start = first if first > before else int(np.searchsorted(trace.at, number * DAY_S + 3600))
         counts = np.bincount(trace.entity[before:start], minlength=1)
-        popular = np.argsort(-counts, kind="stable")[: min(MOST_POPULAR, np.count_nonzero(counts))]
+        popular = np.argsort(-counts, kind="stable")[: min(most_popular(len(numbers)), np.count_nonzero(counts))]
         is_popular = np.isin(trace.entity[first:end], popular) & (np.arange(first, end) >= start)
         hashed, at = hashes[first:end], trace.at[first:end]
-        visits = visits_at(hashed[~is_popular], at[~is_popular], threshold)
-        if visits.nbytes > most:
-            visits, threshold = cut(visits, threshold, most)
         apart, _ = joined(visits_at(hashed[is_popular], at[is_popular], EVERYBODY), VISIT_GAP_TICKS, most)
-        read[number] = SampledDay(visits, threshold, int(end - first), apart, int(is_popular.sum()))
+        visits = visits_at(hashed[~is_popular], at[~is_popular], threshold)
+        room = sample_bytes(len(numbers), apart.nbytes)
+        if visits.nbytes > room:
+            visits, threshold = cut(visits, threshold, room)
+        entities = float(len(np.unique(trace.entity[first:end])))
+        read[number] = SampledDay(visits, threshold, int(end - first), apart, int(is_popular.sum()), entities)
     # the number of entities as a HyperLogLog counts it
     distinct = len(np.unique(trace.entity)) * (1 + 0.0081 * np.random.default_rng(int(rate * 1e6)).standard_normal())
     return AccessSample.of(read, since=float(trace.at[0]), until=float(trace.at[-1]), distinct=distinct)
@@ -173,20 +184,22 @@ def compared(trace: Trace, sample: AccessSample) -> Iterator[Point]:
     """Yield the points of all curves."""
     span_s = float(trace.at[-1] - trace.at[0])
     ttls = [float(ttl_s) for ttl_s in TTLS if ttl_s <= span_s / 2]
-    policies = {f"real-time ttl {ttl_s:g} s": Policy(ttl_s) for ttl_s in ttls}
-    for interval_s in [each for each in INTERVALS if each <= span_s / 2]:
+    policies = {f"real-time ttl {ttl_s:g} s": policy_of(ttl_s) for ttl_s in ttls}
+    for interval_s, schedule in INTERVALS.items():
+        if interval_s > span_s / 2:
+            continue
         for batch_ttl_s in (interval_s / 4, interval_s * 0.9):
             name = f"a run every {interval_s / 3600:g} h, ttl {batch_ttl_s / 3600:g} h"
-            policies[name] = Policy(1800.0, batch_ttl_s, interval_s, run_s=600.0, offset_s=START + 3 * 3600)
+            policies[name] = policy_of(1800.0, batch_ttl_s, schedule)
     for what, policy in policies.items():
         found = hit_rate(sample, policy)
         yield Point(what, found.value, found.low, found.high, 1 - replayed(trace, policy) / len(trace.at))
-    policy = Policy(1800.0, 48 * 3600.0, DAY_S, run_s=600.0, offset_s=START + 3 * 3600)
+    policy = policy_of(1800.0, 48 * 3600.0, INTERVALS[DAY_S])
     for ranking in (Ranking.HOTTEST, Ranking.LATEST):
         curve = rank_curve(sample, policy, ranking, trace.entities)
         if curve is None:
             continue
-        first = min(day for day in sorted(sample.totals)[-max(len(sample.totals) // 3, 1) :]) * DAY_S
+        first = curve.predicted[0] * DAY_S
         order = ranked(trace, ranking, first)
         for share in SHARES:
             found = curve.at(share * trace.entities)
@@ -206,24 +219,29 @@ def ranked(trace: Trace, ranking: Ranking, before: float) -> np.ndarray[Any, np.
     return np.lexsort((latest, counts) if ranking is Ranking.HOTTEST else (counts, latest))[::-1]
 
 
+def policy_of(realtime_ttl_s: float, batch_ttl_s: float = DAY_S, schedule: str | None = None) -> Policy:
+    """Return a policy without the rules that only save computing."""
+    rules = FreshnessRules(batch_ttl_s, realtime_ttl_s, min_recompute_interval_s=0.0)
+    return Policy("", rules, keep_s=30 * DAY_S, realtime_keep_s=30 * DAY_S, schedule=schedule, run_s=600.0)
+
+
 def replayed(trace: Trace, policy: Policy, chosen: Any = None, since: float = 0.0) -> int:
-    """Return the misses of every access, one after the other, as a store would have them. `chosen`: precomputed."""
-    interval_s, run_s, ttl_s = policy.interval_s, policy.run_s, policy.realtime_ttl_s
-    scored = np.ones(trace.entities, np.bool_) if chosen is None else chosen
-    run_at = np.full(len(trace.at), -np.inf)
-    if interval_s is not None:
-        run_at = policy.offset_s + (trace.at - policy.offset_s - run_s) // interval_s * interval_s
-        run_at[~scored[trace.entity]] = -np.inf
-    # what a fresh answer of a run serves never reaches the rest
-    rest = trace.at - run_at > policy.batch_ttl_s
-    until, missed = [-np.inf] * trace.entities, 0
-    rows = zip(trace.entity[rest].tolist(), trace.at[rest].tolist(), (run_at[rest] + run_s).tolist(), strict=True)
-    for entity, at, published in rows:
-        fresh_until = until[entity]
-        if at > fresh_until or fresh_until - ttl_s < published:
-            until[entity] = at + ttl_s
-            missed += at >= since
-    return missed
+    """Return the misses of every access from an instant on, one after the other. `chosen`: precomputed; None: all."""
+    at, entity = trace.at, trace.entity
+    if chosen is not None and not chosen.all():
+        rest = ~chosen[entity]
+        of_rest = replayed(_part(trace, rest), replace(policy, schedule=None), since=since)
+        return of_rest + replayed(_part(trace, ~rest), policy, since=since)
+    if not len(at):
+        return 0
+    requests = Requests(entity.astype(np.int32), np.round(at * 1000).astype(np.int64))
+    replay = Replay(Requested(requests, trace.entities), policy, trace.entities, Speeds(1.0, 0.0, 1.0))
+    computed = OUTCOMES.index(Outcome.COMPUTED)
+    return sum(int(((part.outcomes == computed) & (part.times >= since * 1000)).sum()) for part in replay)
+
+
+def _part(trace: Trace, mask: Any) -> Trace:
+    return Trace(trace.name, trace.entity[mask], trace.at[mask])
 
 
 def _options() -> argparse.Namespace:

@@ -99,20 +99,27 @@ def compare(stack: Stack, delta: dict[str, Any], full: dict[str, Any]) -> tuple[
         compared = 0
         for bucket in range(0, buckets, -(-buckets // COMPARED_BUCKETS)):
             ours, theirs = (client.hgetall(keys.bucket(one["generation"], bucket)) for one in (delta, full))
-            if not same_rows(ours, theirs, age_of(delta), age_of(full)):
+            ages = (age_of(delta), age_of(full))
+            if not same_rows(ours, theirs, ages, [manifest["rows_as_of"] for manifest in manifests]):
                 return False, compared
             compared += len(ours)
     return True, compared
 
 
-def same_rows(ours: dict[bytes, bytes], theirs: dict[bytes, bytes], our_age: int, their_age: int) -> bool:
-    """Return whether two buckets hold the same ids and predictions, each with its run's age."""
+def same_rows(
+    ours: dict[bytes, bytes], theirs: dict[bytes, bytes], ages: tuple[int, int], of_all: list[int | None]
+) -> bool:
+    """Return whether two buckets hold the same ids and predictions, each with its run's age.
+
+    `of_all`: of each side, the age of all rows, whatever they hold; None if each has its own.
+    """
     if ours.keys() != theirs.keys():
         return False
     dtype = np.dtype([("as_of", "<u4"), ("value", "<f4")])
     one, other = (np.frombuffer(b"".join(rows[name] for name in ours), dtype) for rows in (ours, theirs))
-    ages = (one["as_of"] == our_age).all() and (other["as_of"] == their_age).all()
-    return bool(ages and np.allclose(one["value"], other["value"], rtol=RTOL, atol=ATOL))
+    found = [side["as_of"] if age is None else age for side, age in zip((one, other), of_all, strict=True)]
+    same_ages = all(np.all(of_side == age) for of_side, age in zip(found, ages, strict=True))
+    return bool(same_ages and np.allclose(one["value"], other["value"], rtol=RTOL, atol=ATOL))
 
 
 def age_of(done: dict[str, Any]) -> int:

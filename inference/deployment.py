@@ -38,8 +38,8 @@ class Broker(Protocol):
     def send_chunks(self, run_id: str, numbers: Sequence[int]) -> None:
         """Put chunks of a run on the batch queue; if the broker takes only some, the reconciler sends the rest."""
 
-    def start_spark(self, run_id: str) -> None:
-        """Start a Spark driver for a run unless one is alive; the reconciler asks again until one is."""
+    def start_driver(self, run_id: str) -> None:
+        """Start a Spark or Ray driver for a run unless one is alive; the reconciler asks again until one is."""
 
     def compare_run(self, run_id: str, options: Mapping[str, Any]) -> None:
         """Let the maintenance worker compare a run with what serves. `options`: of `DiffOptions.to_json`."""
@@ -184,7 +184,7 @@ class Deployment:
             self.table,
             self.broker.send_chunks,
             self.broker.hurry,
-            start_spark=self.broker.start_spark,
+            start_driver=self.broker.start_driver,
         )
 
     @BuiltOnce
@@ -211,7 +211,7 @@ class Deployment:
     @BuiltOnce
     def hits(self) -> HitWindows:
         """How requests were answered, by the minute."""
-        return HitWindows(self.cache, self.keys)
+        return HitWindows(self.cache, self.keys, self.cache.now)
 
     def measured(self, model: str) -> Measured:
         """Return a model's measurements for the estimate of its costs.
@@ -240,7 +240,7 @@ class Deployment:
     @BuiltOnce
     def minute_counts(self) -> MinuteCounts:
         """Counts workers' results by the minute."""
-        return MinuteCounts(self.cache, self.keys)
+        return MinuteCounts(self.cache, self.keys, self.cache.now)
 
     @BuiltOnce
     def recorder(self) -> HitRecorder:

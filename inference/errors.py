@@ -54,6 +54,12 @@ class UnsupportedMedia(BadInput):
     code = "unsupported-media-type"
 
 
+class Unsupported(BadInput):
+    """Raised when a protocol has a method or an extension that is missing here."""
+
+    code = "unsupported"
+
+
 class SettingsError(BadInput):
     """Raised when a setting is unknown, missing or malformed."""
 

@@ -165,13 +165,14 @@ class GraphTensor:
     """One tensor of a `GraphSignature`.
 
     `dtype`: TensorFlow's name, such as `DT_FLOAT`. `shape`: the whole shape, rows included; -1 is an unknown size, None
-    an unknown rank. `node`: its name in the graph, such as `x:0`.
+    an unknown rank. `node`: its name in the graph, such as `x:0`. `optional`: an input for which the model has a value.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...] | None
     node: str
+    optional: bool = False
 
     @property
     def element(self) -> DType | None:

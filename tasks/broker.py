@@ -36,9 +36,9 @@ class CeleryBroker:
         """See `Broker.send_chunks`."""
         self._send(f"a chunk of run {run_id}", "forecache.score_chunk", [(run_id, number) for number in numbers])
 
-    def start_spark(self, run_id: str) -> None:
-        """See `Broker.start_spark`."""
-        self._send(f"a message of run {run_id}", "forecache.drive_spark", [(run_id,)], expires=_POKE_EXPIRES_S)
+    def start_driver(self, run_id: str) -> None:
+        """See `Broker.start_driver`."""
+        self._send(f"a message of run {run_id}", "forecache.drive_run", [(run_id,)], expires=_POKE_EXPIRES_S)
 
     def compare_run(self, run_id: str, options: Mapping[str, Any]) -> None:
         """See `Broker.compare_run`."""

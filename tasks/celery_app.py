@@ -20,8 +20,11 @@ from inference.deployment import Deployment
 from inference.errors import BadInput, BrokerUnavailable
 from inference.logs import REQUEST_IDS_HEADER, bound, from_message, work_for
 from inference.monitoring.queues import SENT_AT_HEADER
+from inference.redis.sentinels import sentinel_options
 from inference.settings import BATCH_QUEUE, MAINTENANCE_QUEUE, REALTIME_QUEUE, Settings
-from inference.settings.server_urls import celery_url, is_redis
+from inference.settings.sentinel_urls import SCHEMES as SENTINEL_SCHEMES
+from inference.settings.sentinel_urls import read_sentinel_url
+from inference.settings.server_urls import celery_url, is_redis, tls_options
 
 #: prefix of the names of real-time tasks
 REALTIME_TASKS = "forecache.predict_"
@@ -63,7 +66,9 @@ def celery_config(settings: Settings) -> dict[str, Any]:
             # a server that refuses (it is a replica, out of memory, not writable) counts as away
             "additional_connection_errors": ("redis.exceptions.ResponseError",),
             "retry_policy": RESULT_RETRIES,
+            **_sentinel_options(settings.redis_url),
         },
+        "redis_backend_use_ssl": _tls_to_primary(settings.redis_url),
         **_broker_config(settings),
         # remote control and events reach the workers of this deployment only
         "control_exchange": prefix,
@@ -140,10 +145,30 @@ def _broker_config(settings: Settings) -> dict[str, Any]:
             "socket_keepalive_options": KEEPALIVE,
             # how often kombu checks that the connections that it listens on are alive
             "health_check_interval": SILENCE_S,
+            **_sentinel_options(settings.broker_url),
         },
+        "broker_use_ssl": _tls_to_primary(settings.broker_url),
         # Celery takes error replies for channel errors, which end a worker; on Redis they mean "not now"
         "broker_channel_error_retry": True,
     }
+
+
+def _sentinel_options(url: str) -> dict[str, Any]:
+    """Return what Celery and kombu need beside the addresses of Sentinels; nothing for other URLs."""
+    if not _names_sentinels(url):
+        return {}
+    parts = read_sentinel_url(url)
+    return {"master_name": parts.service, "sentinel_kwargs": sentinel_options(parts, SILENCE_S / 3)}
+
+
+def _tls_to_primary(url: str) -> dict[str, Any] | None:
+    """Return the options of TLS, which other URLs hold themselves."""
+    parts = read_sentinel_url(url) if _names_sentinels(url) else None
+    return tls_options(parts.options) if parts and parts.tls else None
+
+
+def _names_sentinels(url: str) -> bool:
+    return url.startswith(tuple(f"{scheme}:" for scheme in SENTINEL_SCHEMES))
 
 
 def _queue(prefix: str, name: str) -> Queue:

@@ -9,10 +9,11 @@ from celery import shared_task
 from inference.batch import DiffOptions, Trigger, current_slot
 from inference.batch.records import is_run_id
 from inference.clock import system_clock
-from inference.engines.spark import SparkDriver
+from inference.engines.driver import DriverProcess
 from inference.errors import BadInput, Conflict, Defect, NotFound, StoreUnavailable, quoted
 from inference.failures import Failures
 from inference.logs import get_logger
+from inference.monitoring.queues import SENT_AT_HEADER
 from inference.serving.answering import check_model
 from inference.settings import Settings
 from tasks.celery_app import DeploymentTask
@@ -38,7 +39,7 @@ def start_run(self: DeploymentTask, model: str | None = None, trigger: str = "ap
     try:
         check_model(model)
         scheduled = trigger == "beat"
-        slot = _slot(self.deployment.settings, model) if scheduled else None
+        slot = _slot(self.deployment.settings, model, self.request.get(SENT_AT_HEADER)) if scheduled else None
         delta = scheduled and self.deployment.settings.model(model)[1].batch.delta
         run = self.deployment.runs.request(model, trigger=_trigger(trigger), slot=slot, delta=delta)
     except (BadInput, Conflict) as error:
@@ -84,11 +85,11 @@ def compare_run(self: DeploymentTask, run_id: str, options: dict[str, Any] | Non
         failures.over("compare a run")
 
 
-@shared_task(name="forecache.drive_spark", ignore_result=True, bind=True)  # type: ignore[untyped-decorator]  # celery has no types
-def drive_spark(self: DeploymentTask, run_id: str) -> None:
-    """Keep a run's Spark driver going until it ends. Safe to run twice: a second driver finds the first and ends."""
-    with failures.kept_here("drive Spark"):  # the reconciler asks for a driver as long as one is missing
-        SparkDriver(self.deployment.ledger).drive(run_id)
+@shared_task(name="forecache.drive_run", ignore_result=True, bind=True)  # type: ignore[untyped-decorator]  # celery has no types
+def drive_run(self: DeploymentTask, run_id: str) -> None:
+    """Keep a run's Spark or Ray driver going until it ends. Safe to run twice: a second one sees the first and ends."""
+    with failures.kept_here("drive a run"):  # the reconciler asks for a driver as long as one is missing
+        DriverProcess(self.deployment.ledger).drive(run_id)
         self.deployment.broker.hurry()
 
 
@@ -100,6 +101,6 @@ def _trigger(name: str) -> Trigger:
         raise BadInput(f"trigger {quoted(name)} is not one of {known}: leave it out", field="trigger") from error
 
 
-def _slot(settings: Settings, model: str | None) -> str | None:
+def _slot(settings: Settings, model: str | None, sent_at: Any) -> str | None:
     batch = settings.model(model)[1].batch
-    return current_slot(batch.schedule, batch.timezone, system_clock()) if batch.schedule else None
+    return current_slot(batch.schedule, batch.timezone, system_clock(), sent_at) if batch.schedule else None

@@ -12,7 +12,7 @@ from typing import Any
 from celery.signals import worker_ready, worker_shutting_down
 
 from inference.deployment import Deployment
-from inference.engines import spark as spark_drivers
+from inference.engines import driver as drivers
 from inference.failures import Failures
 from inference.settings import load_settings
 from workers.heartbeat import beat_while_running
@@ -105,4 +105,4 @@ worker_ready.connect(_start_timer)
 def _stop_timer(**_: Any) -> None:
     for timer in _timers:
         timer.stop()
-    spark_drivers.ending.set()
+    drivers.ending.set()

@@ -12,6 +12,7 @@ from celery.signals import worker_init
 
 from inference.deployment import Deployment
 from inference.settings import load_settings
+from inference.settings.sentinel_urls import is_sentinel
 from inference.settings.server_urls import is_redis
 from workers.heartbeat import beat_while_running, served_queues
 from workers.startup import ends_on_error, load_models_on_start, make_worker
@@ -33,7 +34,8 @@ def save_round_trips(application: Celery) -> Celery:
     has failed. A worker that stops in good order gives back what it has not begun in any case.
     """
     conf = application.conf
-    conf.result_backend = f"workers.redis_transport:RealtimeResults+{conf.result_backend.removeprefix('redis+')}"
+    kind = "SentinelResults" if is_sentinel(conf.result_backend) else "RealtimeResults"
+    conf.result_backend = f"workers.redis_transport:{kind}+{conf.result_backend.removeprefix('redis+')}"
     conf.worker_consumer = "workers.consumer:RealtimeConsumer"
     if is_redis(conf.broker_url):
         conf.broker_transport_options = {**conf.broker_transport_options, "ack_emulation": False}

@@ -17,7 +17,7 @@ import kombu.transport
 import kombu.transport.redis as stock
 import orjson
 from celery import states
-from celery.backends.redis import RedisBackend
+from celery.backends.redis import RedisBackend, SentinelBackend
 from kombu import compression
 from kombu.utils.json import loads as load_json
 
@@ -152,11 +152,22 @@ class Transport(stock.Transport):  # type: ignore[misc]
             log.warning("message.refused", reason=problem)
 
 
+class SentinelChannel(Channel, stock.SentinelChannel):  # type: ignore[misc]
+    """The same for a broker behind Sentinels."""
+
+
+class SentinelTransport(Transport, stock.SentinelTransport):  # type: ignore[misc]
+    """The same for a broker behind Sentinels."""
+
+    Channel = SentinelChannel
+
+
 def drop_rubbish() -> None:
     """Have this process read messages from Redis by `Transport`, each of a bounded size."""
     stock.loads = load_envelope  # kombu calls it within large methods
     for scheme in ("redis", "rediss"):
         kombu.transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
+    kombu.transport.TRANSPORT_ALIASES["sentinel"] = f"{__name__}:SentinelTransport"
 
 
 def bound_compression() -> None:
@@ -206,3 +217,7 @@ class RealtimeResults(RedisBackend):  # type: ignore[misc]  # celery has no type
 
     def _write(self, key: bytes, payload: bytes) -> None:
         self._pipe.send([("SETEX", key, self.expires, payload), ("PUBLISH", key, payload)])
+
+
+class SentinelResults(RealtimeResults, SentinelBackend):  # type: ignore[misc]
+    """The same for a Redis behind Sentinels."""

@@ -75,6 +75,7 @@ def attempt_contract(example: Any) -> None:
 
 def _seeds_of_remotes() -> Iterator[dict[str, Any]]:
     yield {"protocol": "open-inference", "url": "http://engine:8000", "name": "m", "version": "1", "timeout": "2s"}
+    yield {"protocol": "tensorflow-serving-grpc", "url": "grpcs://u:p@engine:8500", "name": "m", "version": 3}
     of_tensorflow = {"signature": "s", "form": "rows", "label": "stable", "retries": 2, "timeout": 1.5}
     yield {"protocol": "tensorflow-serving", "url": "https://u:p@[::1]:8501/x", "name": "m", **of_tensorflow}
 

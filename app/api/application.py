@@ -19,7 +19,17 @@ from starlette.responses import HTMLResponse
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api import features, health, hot_path, metrics, open_inference, predictions, runs, tensorflow_serving
+from app.api import (
+    features,
+    health,
+    hot_path,
+    metrics,
+    open_inference,
+    open_inference_extensions,
+    predictions,
+    runs,
+    tensorflow_serving,
+)
 from app.api.access import OPEN_PATHS, AccessControl
 from app.api.limits import BodyLimit, ConnectionLimit, RequestMemory
 from app.api.open_inference import LENGTH_HEADER
@@ -154,7 +164,8 @@ def create_app(settings: Settings, *, open_process: OpenProcess = open_process) 
         generate_unique_id_function=_operation_id,
     )
     _add_documents(app, settings.api.root_path)
-    for noun in (predictions, features, runs, metrics, health, open_inference):
+    # the extensions first: `/v2/models/stats` is no model
+    for noun in (predictions, features, runs, metrics, health, open_inference_extensions, open_inference):
         app.include_router(noun.router)
     app.router.routes.append(tensorflow_serving.route())
     app.add_middleware(BodyLimit, memory=app.memory)

@@ -23,14 +23,15 @@ from inference.errors import (
     Unavailable,
     UnknownEntity,
     UnknownModel,
+    Unsupported,
 )
-from inference.protocols.tensorflow_grpc import Unsupported
 from inference.protocols.tensors import most_rows
 from inference.schema import Block
 from inference.serving import ModelCall, Outputs
 
 #: the scope of predictions goes by a path of this start
 _PREDICTIONS = "/v1/"
+_ENDS_STREAMS = b"triton_grpc_error"
 
 #: the first class that fits decides; an error of no class here is our fault
 _CODES: tuple[tuple[type[ForecacheError], grpc.StatusCode], ...] = (
@@ -55,13 +56,21 @@ def code_of(error: ForecacheError) -> grpc.StatusCode:
 
 
 class GrpcCall:
-    """One client's call.
+    """One client's call, or one message of a stream.
 
     `scope` describes it as an HTTP request, with its metadata as headers, so that keys and rates are the same.
     """
 
-    def __init__(self, process: ApiProcess, access: AccessControl, context: ServicerContext[Any, Any]) -> None:
+    def __init__(
+        self,
+        process: ApiProcess,
+        access: AccessControl,
+        context: ServicerContext[Any, Any],
+        *,
+        in_stream: bool = False,
+    ) -> None:
         self.process = process
+        self._in_stream = in_stream
         self._access = access
         self._context = context
         metadata = context.invocation_metadata() or ()
@@ -72,6 +81,11 @@ class GrpcCall:
             "headers": [(str(key).encode(), _bytes(value)) for key, value in metadata],
             "client": (_address_of(context.peer()),),
         }
+
+    @property
+    def ends_streams(self) -> bool:
+        """Whether its client wants an error to end the stream, with a status: Triton's header says so."""
+        return (_ENDS_STREAMS, b"true") in self.scope["headers"]
 
     def check(self) -> None:
         """Check that the client may compute predictions.
@@ -89,15 +103,21 @@ class GrpcCall:
         """
         self._access.charge(self.scope, size=size)
 
-    async def ask(self, model: str, tensors: Block, call: ModelCall) -> Outputs:
+    async def ask(self, model: str, tensors: Block, call: ModelCall, timeout_s: float | None = None) -> Outputs:
         """Return a model's outputs for tensors, by the client's deadline or, if it has none, the model's.
+
+        `timeout_s`: how long the message wants to wait at most; None: it does not say. The deadline of a stream holds
+        for all its messages, so each of them has no more time than the model's own.
 
         Raises:
             RateLimited, TooHeavy: as `AccessControl.charge` says of the rows.
             ForecacheError: as `PredictionService.predict_tensors` says.
         """
         self._access.charge(self.scope, rows=most_rows(tensors))
-        timeout_s = self._context.time_remaining()
+        left_s = self._context.time_remaining()
+        if timeout_s is None and self._in_stream:
+            timeout_s = self.process.settings.models[model].realtime.timeout_ms / 1000
+        timeout_s = min((each for each in (timeout_s, left_s) if each is not None), default=None)
         return await self.process.service.predict_tensors(model, tensors, call, timeout_s=timeout_s)
 
 

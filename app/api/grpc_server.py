@@ -20,8 +20,10 @@ from grpc_reflection.v1alpha.reflection import aio as reflection
 from app.api import open_inference_grpc, tensorflow_serving_grpc
 from app.api.access import AccessControl
 from app.api.grpc_calls import Answer, GrpcCall, code_of
+from app.api.grpc_streams import StreamAnswer, Streams
 from app.api.health import readiness
 from app.api.limits import BODY_BYTES_PER_S, BODY_TIMEOUT_S, MAX_BODY_BYTES, MAX_HEAD_BYTES, HeldBytes, RequestMemory
+from app.api.open_inference import unsupported
 from app.api.problems import DEFECT, defects, words_of
 from app.api.process import ApiProcess
 from app.api.requests import begin_request, header_of
@@ -34,7 +36,7 @@ from inference.errors import (
     StoreUnavailable,
     cut,
 )
-from inference.logs import get_logger
+from inference.logs import RequestId, get_logger
 from inference.protocols.messages import descriptor_pool, methods_of, parse_message
 from inference.protocols.tensors import MAX_ANSWER_BYTES
 from inference.settings import Settings
@@ -115,6 +117,7 @@ class GrpcServices:
             **tensorflow_serving_grpc.SERVICES,
             **open_inference_grpc.SERVICES,
         }
+        self._streams = Streams()
 
     @property
     def names(self) -> list[str]:
@@ -127,16 +130,27 @@ class GrpcServices:
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """Return gRPC's handlers of all methods but reflection's."""
-        found = [
-            grpc.method_handlers_generic_handler(
-                service, {name: self._handler(methods_of(service)[name][0], answer) for name, answer in methods.items()}
-            )
-            for service, methods in self._services.items()
-        ]
+        found = [grpc.method_handlers_generic_handler(name, self._handlers_of(name)) for name in self._services]
         check = grpc.unary_unary_rpc_method_handler(
             self._health, health_pb2.HealthCheckRequest.FromString, health_pb2.HealthCheckResponse.SerializeToString
         )
         return [*found, grpc.method_handlers_generic_handler(HEALTH, {"Check": check})]
+
+    def _handlers_of(self, service: str) -> dict[str, grpc.RpcMethodHandler]:
+        kinds = {name: request for name, (request, _) in methods_of(service).items()}
+        missing = open_inference_grpc.MISSING.get(service, {})
+        streams = open_inference_grpc.STREAMS.get(service, {})
+        return {
+            **{name: self._refusal(extension) for name, extension in missing.items()},
+            **{name: self._stream_handler(kinds[name], how) for name, how in streams.items()},
+            **{name: self._handler(kinds[name], answer) for name, answer in self._services[service].items()},
+        }
+
+    def _refusal(self, extension: str) -> grpc.RpcMethodHandler:
+        async def refuse(_: GrpcCall, __: bytes) -> Any:
+            raise unsupported(extension)
+
+        return self._handler(None, refuse)
 
     def _handler(self, kind: Any, answer: Answer) -> grpc.RpcMethodHandler:
         # on the wire a single message is a stream of one: this kind of handler decides itself when to read it
@@ -154,7 +168,8 @@ class GrpcServices:
             data = await _read(context)
             held.set(len(data))
             call.received(len(data))
-            return (await answer(call, parse_message(kind, data))).SerializeToString()
+            message = data if kind is None else parse_message(kind, data)
+            return (await answer(call, message)).SerializeToString()
         except ForecacheError as error:
             code, words = code_of(error), words_of(error)
         except Exception as error:  # noqa: BLE001 - `tell_each` logs it
@@ -162,8 +177,48 @@ class GrpcServices:
             code, words = grpc.StatusCode.INTERNAL, DEFECT
         finally:
             held.set(0)
-        name, value = header_of(request)
-        return await context.abort(code, words, ((name.decode(), value.decode()),))
+        return await context.abort(code, words, _trailer(request))
+
+    def _stream_handler(self, kind: Any, how: StreamAnswer) -> grpc.RpcMethodHandler:
+        async def handle(_: object, context: ServicerContext[bytes, bytes]) -> None:
+            call = self.call(context)
+            request = begin_request(call.scope)
+            try:
+                call.check()
+                await self._streams.serve(context, lambda data: self._answer_one(kind, how, context, data))
+            except ForecacheError as error:
+                await context.abort(code_of(error), words_of(error), _trailer(request))
+
+        return grpc.stream_stream_rpc_method_handler(handle)
+
+    async def _answer_one(
+        self, kind: Any, how: StreamAnswer, context: ServicerContext[bytes, bytes], data: bytes
+    ) -> bytes:
+        """Return the response to one message of a stream. An error is a response, too.
+
+        Raises:
+            ForecacheError: the client wants errors to end the stream.
+        """
+        call = GrpcCall(self._process, self._access, context, in_stream=True)
+        begin_request(call.scope)
+        held, message = HeldBytes(self._memory, lambda: False), None
+        try:
+            call.check()
+            held.set(len(data))
+            call.received(len(data))
+            message = parse_message(kind, data)
+            response = await how.answer(call, message)
+        except ForecacheError as error:
+            if call.ends_streams:
+                raise
+            response = how.refuse(message, words_of(error))
+        except Exception as error:  # noqa: BLE001 - `tell_each` logs it
+            defects.tell_each(error)
+            response = how.refuse(message, DEFECT)
+        finally:
+            held.set(0)
+        found: bytes = response.SerializeToString()
+        return found
 
     async def _health(self, request: Any, context: ServicerContext[Any, Any]) -> Any:
         """Answer without a key, as `/health` does: probes have none."""
@@ -174,6 +229,11 @@ class GrpcServices:
         except (StoreUnavailable, ModelUnavailable):
             return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
         return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+
+
+def _trailer(request: RequestId) -> tuple[tuple[str, str], ...]:
+    name, value = header_of(request)
+    return ((name.decode(), value.decode()),)
 
 
 async def _read(context: ServicerContext[bytes, bytes]) -> bytes:

@@ -90,9 +90,16 @@ class ModelCards:
 
 
 async def compute(
-    request: Request, service: PredictionService, model: str, inputs: Block, call: ModelCall
+    request: Request,
+    service: PredictionService,
+    model: str,
+    inputs: Block,
+    call: ModelCall,
+    timeout_s: float | None = None,
 ) -> Outputs | None:
     """Return a model's outputs for tensors; None if the client has hung up meanwhile.
+
+    `timeout_s`: the client's own budget; None: the model's.
 
     Raises:
         RateLimited, TooHeavy: as `AccessControl.charge` says of the rows.
@@ -100,5 +107,5 @@ async def compute(
     """
     request.app.access.charge(request.scope, rows=most_rows(inputs))
     with ClientWatch(request.receive):
-        return await service.predict_tensors(model, inputs, call)
+        return await service.predict_tensors(model, inputs, call, timeout_s=timeout_s)
     return None

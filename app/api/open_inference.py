@@ -12,9 +12,11 @@ from app.api.models import compute
 from app.api.problems import documented_errors
 from app.api.process import ApiProcess, Process
 from app.api.request_bodies import beside_loop, read_body
-from inference.errors import BadInput, NotFound, cut
+from inference.errors import BadInput, NotFound, Unsupported, cut
 from inference.models import VersionRecord
 from inference.protocols import open_inference as protocol
+from inference.protocols.open_inference_requests import infer_request
+from inference.protocols.open_inference_requests import read_body as read_infer_body
 from inference.protocols.tensors import MOST_VERSION, bytes_of, render, whole_number
 from inference.serving import ModelCall
 from inference.stored_data import installed_release
@@ -32,7 +34,7 @@ _PLATFORMS = {
 }
 
 
-async def _version(request: Request) -> int | None:
+async def version_in_path(request: Request) -> int | None:
     """Return the version in the path; None if there is none."""
     version: str | None = request.path_params.get("version")
     return None if version is None else version_in(version)
@@ -50,9 +52,10 @@ def version_in(version: str) -> int:
     return number
 
 
-_Version = Annotated[int | None, Depends(_version)]
+#: type of a route's parameter: the version in its path
+VersionInPath = Annotated[int | None, Depends(version_in_path)]
 _IN_PATH = {"name": "version", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 1}}
-_VERSIONED: dict[str, Any] = {"parameters": [_IN_PATH]}
+VERSIONED: dict[str, Any] = {"parameters": [_IN_PATH]}
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
@@ -60,9 +63,6 @@ _MODEL = "/models/{model}"
 _VERSION = f"{_MODEL}/versions/{{version}}"
 #: extension of Triton that is missing here → its paths; without this, other routes would take some of them
 _EXTENSIONS = {
-    "statistics": (f"{_MODEL}/stats", f"{_VERSION}/stats"),
-    "model configuration": (f"{_MODEL}/config", f"{_VERSION}/config"),
-    "model repository": ("/repository/{rest:path}",),
     "trace": ("/trace/setting", f"{_MODEL}/trace/setting"),
     "logging": ("/logging",),
     "shared memory": ("/systemsharedmemory/{rest:path}", "/cudasharedmemory/{rest:path}"),
@@ -78,13 +78,14 @@ def _refuse_extensions() -> None:
 
 def _refusal_of(extension: str) -> Callable[[], Awaitable[Response]]:
     async def refuse() -> Response:
-        raise _unsupported(extension)
+        raise unsupported(extension)
 
     return refuse
 
 
-def _unsupported(extension: str) -> BadInput:
-    return BadInput(f"the {extension} extension is not supported")
+def unsupported(extension: str) -> Unsupported:
+    """Return the error for an extension of Triton that is missing here."""
+    return Unsupported(f"the {extension} extension is not supported")
 
 
 _refuse_extensions()
@@ -93,39 +94,37 @@ _refuse_extensions()
 @router.get("/health/live")
 async def server_live() -> Response:
     """Answer as long as the process lives."""
-    return _json({"live": True})
+    return json_response({"live": True})
 
 
 @router.get("/health/ready", responses=documented_errors(503))
 async def server_ready(process: Process) -> Response:
     """Answer 200 once every model serves, refused ones aside, and from then on as long as the store answers."""
     await readiness(process, list(process.settings.models))
-    return _json({"live": True, "ready": True})
+    return json_response({"live": True, "ready": True})
 
 
 @router.get("")
 async def server() -> Response:
     """Return the server's name, version and extensions."""
-    return _json(protocol.server_metadata(installed_release() or "0"))
+    return json_response(protocol.server_metadata(installed_release() or "0"))
 
 
 @router.get("/models/{model}", responses=documented_errors(400, 404, 503))
-@router.get("/models/{model}/versions/{version}", responses=documented_errors(400, 404, 503), openapi_extra=_VERSIONED)
-async def model_metadata(process: Process, model: str, version: _Version) -> Response:
+@router.get("/models/{model}/versions/{version}", responses=documented_errors(400, 404, 503), openapi_extra=VERSIONED)
+async def model_metadata(process: Process, model: str, version: VersionInPath) -> Response:
     """Return the inputs and outputs of a model."""
-    if model == "stats" and model not in process.settings.models:  # Triton's path for statistics of all models
-        raise _unsupported("statistics")
-    return _json(await described_model(process, model, version))
+    return json_response(await described_model(process, model, version))
 
 
 @router.get("/models/{model}/ready", responses=documented_errors(400, 404, 503))
 @router.get(
-    "/models/{model}/versions/{version}/ready", responses=documented_errors(400, 404, 503), openapi_extra=_VERSIONED
+    "/models/{model}/versions/{version}/ready", responses=documented_errors(400, 404, 503), openapi_extra=VERSIONED
 )
-async def model_ready(process: Process, model: str, version: _Version) -> Response:
+async def model_ready(process: Process, model: str, version: VersionInPath) -> Response:
     """Answer 200 if a worker holds the model, or the version in the path."""
     record = await held_record(process, model, version)
-    return _json({"name": model, "version": str(record.version), "ready": True})
+    return json_response({"name": model, "version": str(record.version), "ready": True})
 
 
 _INFER: dict[str, Any] = {
@@ -157,21 +156,22 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 
 @router.post("/models/{model}/infer", responses=_ANSWERS, openapi_extra=_INFER)
 @router.post("/models/{model}/versions/{version}/infer", responses=_ANSWERS, openapi_extra=_INFER_VERSIONED)
-async def infer(request: Request, process: Process, model: str, version: _Version) -> Response:
+async def infer(request: Request, process: Process, model: str, version: VersionInPath) -> Response:
     """Return the model's outputs for input tensors, as JSON or, if the request wants it, as bytes behind it."""
     body = await read_body(request)
     size = len(body)
-    document, binary = await beside_loop(size, protocol.read_body, body, request.headers.get(LENGTH_HEADER))
+    document, binary = await beside_loop(size, read_infer_body, body, request.headers.get(LENGTH_HEADER))
     record = await inferable_record(process, model, version)
-    asked = await beside_loop(size, protocol.infer_request, model, document, binary, record.signature)
+    asked = await beside_loop(size, infer_request, model, document, binary, record.signature)
     try:
-        outputs = await compute(request, process.service, model, asked.tensors, ModelCall(version))
+        outputs = await compute(request, process.service, model, asked.tensors, ModelCall(version), asked.timeout_s)
     except NotFound as error:
         raise unknown_model(model, version) from error
     if outputs is None:
         return Response(status_code=499)
     size = bytes_of(outputs.tensors)
-    answer = await beside_loop(size, protocol.infer_answer, model, outputs.version, asked, outputs.tensors)
+    labels = record.class_labels
+    answer = await beside_loop(size, protocol.infer_answer, model, outputs.version, asked, outputs.tensors, labels)
     if answer.json_length is None:
         return Response(answer.body, media_type="application/json")
     return Response(
@@ -223,11 +223,28 @@ async def described_model(process: ApiProcess, model: str, version: int | None) 
         NotFound, BadInput: as `inferable_record` says.
     """
     record = await inferable_record(process, model, version)
-    known = (await process.cards.of(model)).versions
-    ready = [one for one, found in sorted(known.items()) if found.state == "ready"]
-    platform = _PLATFORMS.get(record.format, "forecache_remote")
-    return protocol.model_metadata(model, ready if version is None else [version], platform, record.signature)
+    versions = await ready_versions(process, model) if version is None else [version]
+    return protocol.model_metadata(model, versions, platform_of(record), record.signature)
 
 
-def _json(body: dict[str, Any]) -> Response:
+async def ready_versions(process: ApiProcess, model: str) -> list[int]:
+    """Return the versions of a model that may answer, in order.
+
+    Raises:
+        NotFound: there is no such model.
+    """
+    try:
+        card = await process.cards.of(model)
+    except NotFound as error:
+        raise unknown_model(model, None) from error
+    return [version for version, record in sorted(card.versions.items()) if record.state == "ready"]
+
+
+def platform_of(record: VersionRecord) -> str:
+    """Return the protocol's name of what computes a version."""
+    return _PLATFORMS.get(record.format, "forecache_remote")
+
+
+def json_response(body: Any) -> Response:
+    """Return a response of this protocol."""
     return Response(render(body), media_type="application/json")

@@ -32,11 +32,13 @@ from inference.protocols.tensors import packed_rows
 from inference.redis.clients import REQUEST
 from inference.redis.clock import RedisClock
 from inference.redis.keys import TableKind
+from inference.redis.replication import Replication
 from inference.serving import PredictionService
 from inference.serving.job_queue import Enqueue, JobQueue
 from inference.serving.model_service import TableReader
 from inference.serving.worker_client import Submit
 from inference.settings import Settings
+from inference.settings.sentinel_urls import is_sentinel
 from inference.stored_data import installed_release
 from tasks.broker import CeleryBroker
 from tasks.dispatch import open_dispatcher
@@ -58,6 +60,8 @@ class ApiProcess:
     readers: Mapping[str, TableReader]
     jobs: JobQueue
     enqueue: Enqueue
+    #: None: the cache Redis has no Sentinels, so nobody promises that it has replicas
+    replication: Replication | None = None
     #: inputs and outputs of models
     cards: ModelCards = field(init=False)
     #: models that were ready once: they stay ready
@@ -118,12 +122,14 @@ async def open_process(settings: Settings) -> AsyncIterator[ApiProcess]:
     with Deployment(settings, REQUEST, CeleryBroker) as deployment:
         presence = Presence(deployment.cache, deployment.keys, gone_after_s=API_GONE_AFTER_S)
         async with deployment.async_cache() as client, open_dispatcher(settings) as dispatcher:
-            recorder = HitRecorder(client, deployment.keys, models=settings.models)
+            recorder = HitRecorder(client, deployment.keys, clock.now, models=settings.models)
             readers = {name: deployment.reader(client, TableKind.PREDICTIONS, name) for name in settings.models}
             submit = _counting(dispatcher, recorder)
             service = PredictionService(settings, readers.__getitem__, submit, recorder, clock.now)
             jobs = JobQueue(client, deployment.keys, dispatcher.enqueue, clock.now)
-            process = ApiProcess(deployment, service, readers, jobs, dispatcher.enqueue)
+            replicated = is_sentinel(settings.cache_url)
+            replication = Replication(client, deployment.keys.replicated) if replicated else None
+            process = ApiProcess(deployment, service, readers, jobs, dispatcher.enqueue, replication)
 
             async def beat() -> None:
                 now = replace(itself, breakers=service.breaker_states())

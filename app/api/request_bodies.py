@@ -11,16 +11,19 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
+from app.api.access import needed_scope
 from app.api.limits import HELD, MAX_BODY_BYTES
 from app.api.requests import as_bad_input, check_query
 from inference.errors import BadInput, Overloaded, UnsupportedMedia, cut
 from inference.protocols.json_documents import parse
+from inference.settings.processes import Scope
 
 #: zlib's number for a format with gzip's header or zlib's own
 _ANY_HEADER = 32 + zlib.MAX_WBITS
@@ -141,14 +144,27 @@ class JsonRoute(APIRoute):
             if parameters and request.scope["query_string"]:
                 check_query(request.query_params.multi_items(), parameters)
             if expected is None:
-                return await answer(request)
+                return await _kept(request, await answer(request))
             sent = await _read_json(request)
             try:
-                return await answer(sent)
+                return await _kept(request, await answer(sent))
             except RequestValidationError as error:
                 raise as_bad_input(error.errors(), expected.field_info.annotation) from error
 
         return read_first
+
+
+async def _kept(request: Request, response: Response) -> Response:
+    """Return the response to a request once a replica has what it wrote, if Redis has Sentinels."""
+    if (
+        needed_scope(request.method, request.scope["path"]) is Scope.READ
+        or response.status_code >= HTTPStatus.BAD_REQUEST
+    ):
+        return response
+    replication = request.app.state.process.replication
+    if replication is not None:
+        await replication.reach()
+    return response
 
 
 class _ReadRequest(Request):

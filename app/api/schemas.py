@@ -23,7 +23,7 @@ from pydantic import (
 
 from app.api.limits import MAX_BODY_BYTES
 from app.api.problems import Problem, problem_of
-from inference.batch.differences import MAX_TOP
+from inference.batch.comparison.differences import MAX_TOP
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, BadInput, ForecacheError
 from inference.monitoring.queues import JobPriority
@@ -180,10 +180,10 @@ class RunBody(Body):
     """Which run to start. `source`: a table below the folder of the model's own, which it replaces.
 
     `entities` (ids) or `since` (an ISO 8601 instant, or a duration such as `6h`): only those rows, served at once.
-    `engine`: `celery` or `spark` scores the chunks, instead of the engine in the model's settings. `delta`: score only
-    the rows whose features changed since the run that serves; if that is impossible, all rows (`full_reason` says why).
-    `hold`: the run waits before its publication. `shadow`: it only compares the predictions of `model_version` with
-    what serves.
+    `engine`: `celery`, `spark` or `ray` scores the chunks, instead of the engine in the model's settings. `delta`:
+    score only the rows whose features changed since the run that serves; if that is impossible, all rows
+    (`full_reason` says why). `hold`: the run waits before its publication. `shadow`: it only compares the predictions
+    of `model_version` with what serves.
     """
 
     model: str | None = None

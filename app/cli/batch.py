@@ -40,7 +40,7 @@ def run(
         str | None, typer.Option(metavar="TIME", help="Only rows changed since 2026-01-31T06:00Z, or since 6h ago.")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(metavar="ENGINE", help="celery or spark; by default as in the settings.")
+        str | None, typer.Option(metavar="ENGINE", help="celery, spark or ray; by default as in the settings.")
     ] = None,
     delta: Annotated[
         bool, typer.Option("--delta", help="Score only rows that changed since the run that serves; keep the others.")
@@ -106,7 +106,7 @@ def list_runs(
         return
     if sys.stdout.isatty():  # a whole error would break the table apart; `batch show` prints it
         views = [view | {"error": shortened(view["error"], _ERROR_SHOWN)} for view in views]
-    columns = ("run_id", "model", "state", "trigger", "created_at", "rows_done", "rows_total", "rows_outside",
+    columns = ("run_id", "model", "state", "kind", "trigger", "created_at", "rows_done", "rows_total", "rows_outside",
                "entities_rule", "forced_by", "error")  # fmt: skip
     print_rows(columns, [[view[column] for column in columns] for view in views])
 
@@ -258,6 +258,8 @@ _POLL_S = 0.5
 #: a live maintenance worker prepares a queued run within seconds
 _NO_WORKER_AFTER_S = 10.0
 _NO_WORKER = "no worker has taken it up yet: is `forecache up`, or a maintenance worker, running?"
+#: a delta run is queued until its copy is whole
+_COPIES = "Redis copies the rows that are carried over; or "
 _LEGEND = "# done  > being scored  o waiting for a worker  + some done  . not sent yet"
 
 
@@ -282,7 +284,7 @@ def until_over(
     while not view.state.is_over:
         draw(view)
         if view.state.value == "queued" and waited_s == _NO_WORKER_AFTER_S:
-            say(_NO_WORKER)
+            say(_COPIES + _NO_WORKER if view.kind.value == "delta" else _NO_WORKER)
         sleep(_POLL_S)
         waited_s += _POLL_S
         view = look(view.run_id)

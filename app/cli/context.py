@@ -133,7 +133,11 @@ def place_of(url: str) -> str:
 
     if is_cluster(url):
         return ",".join(f"{host}:{port}" for host, port in seeds_of(url))
+    from inference.settings.sentinel_urls import is_sentinel, read_sentinel_url
+
     try:
+        if is_sentinel(url):
+            return read_sentinel_url(url).place
         address = urlsplit(url)
         host, port = address.hostname, address.port
     except ValueError:

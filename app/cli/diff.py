@@ -10,7 +10,14 @@ import typer
 from app.cli.output import print_fields, print_json, print_rows, terminal
 
 if TYPE_CHECKING:
-    from inference.batch.differences import Distribution, FeatureMoves, Mover, OutputDiff, RunDiff, SideBySide
+    from inference.batch.comparison.differences import (
+        Distribution,
+        FeatureMoves,
+        Mover,
+        OutputDiff,
+        RunDiff,
+        SideBySide,
+    )
 
 _BAR_WIDTH = 20
 _SEGMENTS_SHOWN, _FEATURES_SHOWN, _CHANGES_SHOWN = 20, 10, 10

@@ -99,7 +99,7 @@ def count_by_our_url(settings: Settings) -> None:
             super().__init__(broker_url, *arguments, **options)
             self.redis = open_async_client(settings.broker_url, Patience(_REDIS_TIMEOUT_S))
 
-    for name in ("Redis", "RedisSsl", "RedisSocket"):
+    for name in ("Redis", "RedisSsl", "RedisSocket", "RedisSentinel"):
         setattr(broker, name, OurRedis)
 
 

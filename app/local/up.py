@@ -26,6 +26,7 @@ from inference.models.formats import Format, require_model_file
 from inference.models.versions import find_versions, wanted_versions
 from inference.settings import Settings, variables_unread
 from inference.settings.processes import require_allowed
+from inference.settings.sentinel_urls import is_sentinel, read_sentinel_url
 from inference.settings.settings import NO_MODEL
 
 #: kind → (module that it needs, the extra that installs it)
@@ -126,6 +127,8 @@ def _require_addresses(settings: Settings, kinds: frozenset[str]) -> None:
     if "api" in kinds:
         require_allowed(settings.api)
         require_free(settings.api.host, settings.api.port, "[api] port")
+        if settings.grpc.port is not None:
+            require_free(settings.grpc.host, settings.grpc.port, "[grpc] port")
         check_grpc(settings, first=True)
     if "dashboard" in kinds:
         require_free(settings.dashboard.host, settings.dashboard.port, "[dashboard] port")
@@ -146,6 +149,10 @@ def _notes(settings: Settings, kinds: frozenset[str], redis: EmbeddedRedis | Non
         yield f"Redis: the one at {_without_password(settings.redis_url)}, not started here", "info"
         if not _answers(settings.redis_url):
             yield f"nothing answers at {_without_password(settings.redis_url)} yet: all will wait for it", "warning"
+    if "api" in kinds and settings.grpc.port is not None:
+        how = "TLS" if settings.grpc.certificate else "plain text"
+        keys = "with API keys" if settings.api.keys else "without API keys"
+        yield f"gRPC listens on {settings.grpc.host}:{settings.grpc.port}: {how}, {keys}", "info"
     if "dashboard" in kinds:
         where = "the settings" if settings.dashboard.password else settings.state_dir / "dashboard.json"
         yield f"Flower asks for a user and a password: see {where}", "info"
@@ -156,15 +163,21 @@ def _notes(settings: Settings, kinds: frozenset[str], redis: EmbeddedRedis | Non
 
 
 def _without_password(url: str) -> str:
-    return url.rpartition("@")[2].removeprefix("redis://")
+    return read_sentinel_url(url).place if is_sentinel(url) else url.rpartition("@")[2].removeprefix("redis://")
 
 
 def _answers(url: str) -> bool:
+    if is_sentinel(url):
+        return any(_listens(*address) for address in read_sentinel_url(url).sentinels)
     parts = urlsplit(url)
     if parts.scheme == "unix":
         return os.path.exists(parts.path)  # noqa: PTH110 - as the URL spells it
+    return _listens(parts.hostname or "127.0.0.1", parts.port or 6379)
+
+
+def _listens(host: str, port: int) -> bool:
     try:
-        with socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 6379), timeout=2):
+        with socket.create_connection((host, port), timeout=2):
             return True
     except OSError:
         return False

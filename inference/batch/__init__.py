@@ -5,7 +5,7 @@ chunks, `worker` claims a chunk and `scoring` scores it into `sinks`, `publishin
 Only `ledger` changes a run's keys in Redis; `records` has the forms of what it keeps.
 """
 
-from inference.batch.differences import DiffOptions, RunDiff
+from inference.batch.comparison.differences import DiffOptions, RunDiff
 from inference.batch.gates import Gate
 from inference.batch.records import Engine, RunDetails, RunState, RunView, Trigger
 from inference.batch.runs import Runs, Serving

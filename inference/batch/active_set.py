@@ -37,6 +37,8 @@ LEAST_TRIED = 1_000
 LEAST_SHARE, LEAST_CHECKED = 0.5, 100
 #: a day counts less the older it is, by one of these powers of its age: near 0 frequency counts, above 1 recency
 _POWERS = (0.25, 0.5, 0.75, 1.0, 1.5)
+#: days before the first one on which an entity was asked for count less by one of these factors: it may be new
+_UNKNOWN = (1.0, 0.1, 0.02)
 #: bits of a history that one look-up weighs
 _TABLE_BITS = 8
 #: bytes for each row, and at most, of the filter with a source's ids. Up to 33 million rows it takes one new entity of
@@ -51,13 +53,16 @@ Chooser = Callable[[Words], Mask]
 
 
 class DayRanking:
-    """Ranks entities by the days on which they were asked for: each day counts, and an older one counts less."""
+    """Ranks entities by the share of the days on which they were asked for. An older day counts less."""
 
-    def __init__(self, power: float, days: int) -> None:
-        """`power`: of the age; `days`: how many days count."""
+    def __init__(self, power: float, days: int, unknown: float = 1.0) -> None:
+        """`power`: of the age; `days`: how many days count; `unknown`: the weight of days before the first request."""
         weights = np.zeros(64)
         weights[:days] = np.arange(1, days + 1) ** -float(power)
         bits = (np.arange(1 << _TABLE_BITS)[:, None] >> np.arange(_TABLE_BITS)) & 1
+        known = np.cumsum(weights)
+        #: the weight of all days, by the place of the highest bit
+        self._of_all = np.append(known[:1], known + unknown * (known[-1] - known))
         self._tables = [bits @ weights[at : at + _TABLE_BITS] for at in range(0, 64, _TABLE_BITS)]
 
     def scores(self, histories: Words) -> npt.NDArray[np.float64]:
@@ -65,6 +70,7 @@ class DayRanking:
         low, scores = np.uint64((1 << _TABLE_BITS) - 1), np.zeros(len(histories))
         for number, table in enumerate(self._tables):
             scores += table[(histories >> np.uint64(number * _TABLE_BITS) & low).astype(np.intp)]
+        scores /= self._of_all[np.minimum(np.frexp(histories.astype(np.float64))[1], 64)]
         return scores
 
 
@@ -94,7 +100,8 @@ def find_threshold(hit_rate: float, days: int, histories: Words, sample: AccessS
     trial = _Trial(min(LEAST_DAYS, days // 2), histories, sample)
     if trial.requests < LEAST_TRIED:
         return None
-    thresholds = [trial.threshold(DayRanking(power, days - trial.days), hit_rate) for power in _POWERS]
+    rankings = [DayRanking(power, days - trial.days, unknown) for power in _POWERS for unknown in _UNKNOWN]
+    thresholds = [trial.threshold(ranking, hit_rate) for ranking in rankings]
     return min(thresholds, key=trial.size)
 
 
@@ -287,7 +294,7 @@ class ActiveSets:
         sample = AccessSample.load(self.client, self.keys, name, model.access_log.days, lambda: now)
         found = _choose_by(rule, filters, sample)
         new = model.batch.new_entities
-        active = ActiveSet(model.batch.entities, filters=filters, known=_empty(rows) if new else None)
+        active = ActiveSet(model.batch.entities, filters=filters, known=Filter(known_bytes(rows)) if new else None)
         if new and not isinstance(found, str):
             active.known_before = None if serving is None else Filter.load(self.client, self._known_key(serving))
             if active.known_before is None:
@@ -354,8 +361,9 @@ def _of_all(model: ModelSettings, why: str) -> ActiveSet:
     return ActiveSet("all", f"a full run, not entities = {model.batch.entities!r}: {why}")
 
 
-def _empty(rows: int) -> Filter:
-    return Filter(min(max(rows * _KNOWN_BYTES, SMALLEST_BYTES), _MOST_KNOWN_BYTES))
+def known_bytes(rows: int) -> int:
+    """Return the size of the filter with the ids of a source."""
+    return min(max(rows * _KNOWN_BYTES, SMALLEST_BYTES), _MOST_KNOWN_BYTES)
 
 
 def _yesterday(sample: AccessSample) -> DayRequests | None:

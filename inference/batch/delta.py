@@ -51,11 +51,15 @@ class Base:
 
 @dataclass(frozen=True)
 class Deltas:
-    """Plans and ends the runs of models that keep their vectors. `predictions` returns a model's prediction table."""
+    """Plans and ends the runs of models that keep their vectors. Calls `give_way` between the parts of long work.
+
+    `predictions` returns a model's prediction table.
+    """
 
     settings: Settings
     ledger: Ledger
     predictions: Callable[[str], Table]
+    give_way: Callable[[], None] = lambda: None
 
     def plan(self, run: RunRecord, version: VersionRecord, rows: int) -> tuple[dict[str, str | int], Base | None]:
         """Return fields for the run's record, and the run whose rows it carries over; None if it scores all rows."""
@@ -75,13 +79,12 @@ class Deltas:
             facts["base_generation"] = base.manifest.number
         return facts, base
 
-    def copy(self, run: RunRecord, base: Base, number: int, contract: FeatureContract) -> None:
+    def copy(self, run: RunRecord, base: Base, number: int) -> None:
         """Copy the rows of the base into the run's generation, which nobody has written into yet."""
         generations = self.predictions(run.model).generations
         manifest = generations.manifest(number)
         if manifest is not None and base.manifest is not None:
-            event_time = self.settings.models[run.model].event_time_column
-            generations.copy(base.manifest, manifest, as_of=copied_at(run, contract, event_time))
+            generations.copy(base.manifest, manifest, give_way=self.give_way)
 
     def changes(self, run: RunRecord) -> list[str]:
         """Return in words why a delta run cannot go on; empty if it can."""
@@ -94,16 +97,19 @@ class Deltas:
         """Gather the vectors of a run whose chunks are done, and remove the rows that it has not met. May run twice.
 
         Raises:
-            SourceError: the vectors of a delta run cannot be read. Of another run they are given up.
+            SourceError: the vectors of a delta run cannot be read. Those of another run are given up, and its record
+                says so.
         """
         if run.rows_carried is not None:  # before its gates failed; now somebody forces it
             return
         try:
-            ours = merge_parts(self._folder(run.model, run.run_id), _facts_of(run), chunks=run.chunks_total or 0)
+            folder, chunks = self._folder(run.model, run.run_id), run.chunks_total or 0
+            ours = merge_parts(folder, _facts_of(run), chunks=chunks, give_way=self.give_way)
         except SourceError as error:
             if run.base_run:
                 raise
             log.warning("run.vectors_lost", run_id=run.run_id, error=error.message)
+            self.ledger.note(run, error=f"the next delta run will score all rows: {error.message}")
             return
         if run.base_run:
             removed = self._remove(run, earlier_vectors(self.settings, run.model, run.base_run), ours)
@@ -112,9 +118,8 @@ class Deltas:
 
     def sweep(self, run: RunRecord) -> None:
         """Remove the vectors of runs that serve no more, and to which nobody can roll back."""
-        generations, pointer = self.predictions(run.model).generations, self.predictions(run.model).pointer()
-        manifests = [generations.manifest(one) for one in (pointer.current, pointer.previous) if one is not None]
-        kept = {run.run_id, *(one.run_id for one in manifests if one is not None)}
+        published = self.predictions(run.model).generations.published()
+        kept = {run.run_id, *(manifest.run_id for manifest in published if manifest is not None)}
         try:
             for run_id in self._remembered(run.model):
                 if run_id not in kept:
@@ -131,7 +136,7 @@ class Deltas:
 
     def _base(self, run: RunRecord, version: VersionRecord, rows: int) -> Base:
         batch = self.settings.models[run.model].batch
-        manifest = self._serving(run.model, version, rows) if batch.prediction_table else None
+        manifest = self._serving(run, version, rows) if batch.prediction_table else None
         run_id = manifest.run_id if manifest else self._last_parquet(run)
         vectors = self._vectors(run.model, run_id or "")
         facts = vectors.facts
@@ -141,16 +146,21 @@ class Deltas:
             raise NoBase("the files of the model version have changed since")
         if batch.parquet_path and not _is_complete(facts.parquet_folder):
             raise NoBase(f"the Parquet parts of run {run_id} are gone")
+        stored = vectors.rows if manifest is None else self.predictions(run.model).generations.count(manifest)
+        if stored != vectors.rows:
+            raise NoBase(f"{stored:,} rows of run {run_id} are left in Redis, of {vectors.rows:,}")
         if run.trigger is Trigger.BEAT and facts.deltas + 1 >= batch.full_every:
             raise NoBase(f"full_every is {batch.full_every}, and it follows {facts.deltas} delta runs")
         return Base(facts, manifest)
 
-    def _serving(self, model: str, version: VersionRecord, rows: int) -> Manifest:
-        table = self.predictions(model)
-        number = table.pointer().current
-        manifest = None if number is None else table.generations.manifest(number)
+    def _serving(self, run: RunRecord, version: VersionRecord, rows: int) -> Manifest:
+        table = self.predictions(run.model)
+        manifest, _ = table.generations.published()
         if manifest is None:
             raise NoBase("no generation serves yet")
+        number, event_time = manifest.number, self.settings.models[run.model].event_time_column
+        if manifest.rows_as_of is not None and copied_at(run, version.contract, event_time) is None:
+            raise NoBase(f"generation {number} has no event times")
         if manifest.format != GENERATION_FORMAT:
             raise NoBase(f"generation {number} was written by an earlier release")
         if manifest.run_id is None or manifest.fields != version.signature.outputs:
@@ -187,6 +197,7 @@ class Deltas:
             buckets = np.unique(np.concatenate([part for _, part in gone]) % np.uint32(manifest.buckets))
 
             def is_gone(fields: pa.Array) -> npt.NDArray[np.bool_]:
+                self.give_way()
                 found = hash_ids(fields)
                 mask: npt.NDArray[np.bool_] = (
                     hashes[np.minimum(np.searchsorted(hashes, found), len(hashes) - 1)] == found

@@ -156,11 +156,11 @@ class Ledger:
         return ExpiringLock(self._client, self._keys.reconciler(model))
 
     def driver_lock(self, run_id: str) -> ExpiringLock:
-        """Return the lock, not yet taken, of the one Spark driver that hands out a run's chunks."""
+        """Return the lock, not yet taken, of the one driver that hands out a run's chunks."""
         return ExpiringLock(self._client, self._keys.run_part(run_id, "driver"))
 
     def has_driver(self, run_id: str) -> bool:
-        """Return whether a living Spark driver hands out the run's chunks."""
+        """Return whether a living driver hands out the run's chunks."""
         return bool(self._client.exists(self._keys.run_part(run_id, "driver")))
 
     def is_open(self, run_id: str, chunk: int) -> bool:

@@ -6,23 +6,18 @@ Footers come in and chunks go out one at a time, so that a long plan takes no me
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
-import os
-import re
-import shutil
-import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from inference.batch.active_set import ActiveSet, ActiveSets
-from inference.batch.delta import Base, Deltas
-from inference.batch.differences import check_comparable
+from inference.batch.comparison.differences import check_comparable
+from inference.batch.delta import Base, Deltas, copied_at
+from inference.batch.engines import ChunkEngine
 from inference.batch.gates import Gate, entities_gate
 from inference.batch.ledger import KEEP_RUNS, Ledger, is_the_runs_fault
 from inference.batch.paths import check_source, run_folder
-from inference.batch.publishing import RunTables, serving_now
+from inference.batch.publishing import RunTables
 from inference.batch.records import Chunk, Engine, Fingerprint, RunRecord, RunState
 from inference.batch.selection import RowSlice, Selected, Selection, select_rows, unpack_entities
 from inference.errors import BadInput, Conflict, SourceError
@@ -41,11 +36,6 @@ log = get_logger(__name__)
 
 #: files that a difference names
 _MAX_NAMED = 5
-#: PySpark 4 runs on this version of Java and newer ones
-_LEAST_JAVA = 17
-_JAVA_ANSWERS_WITHIN_S = 30.0
-# openjdk version "17.0.15" …; before 9: "1.8.0_412"
-_JAVA_VERSION = re.compile(r'version "(?:1\.)?(\d+)')
 
 
 @dataclass(frozen=True)
@@ -59,11 +49,12 @@ class Planner:
     active_sets: ActiveSets
     inspect: Inspect
     deltas: Deltas
+    engines: Mapping[Engine, ChunkEngine]
 
     def plan(self, run: RunRecord) -> None:
         """Move a queued run to running, or to failed with one line that says why. May run twice."""
         try:
-            check_engine(run.engine)
+            self.engines[run.engine].check(run)
             version = self._version_of(run)
             source, fingerprint = self.look_at(run, version)
             self._plan(run, version, source, fingerprint)
@@ -114,7 +105,7 @@ class Planner:
         if not run.shadow or run.model_version is None:
             return record_to_serve(self.settings, self.registry, run.model, inspect=self.inspect)
         version = record_of_version(self.settings, self.registry, run.model, run.model_version)
-        serving = serving_now(self.tables.predictions(run.model))
+        serving, _ = self.tables.predictions(run.model).generations.published()
         if serving is None:
             raise BadInput("no predictions serve that this shadow run could be compared with", field="shadow")
         check_comparable(f"version {version.version}", version.signature.outputs, serving.fields)
@@ -160,14 +151,16 @@ class Planner:
         """Return the active set of a whole run; None if the settings name none."""
         if run.is_partial or model.batch.entities == "all":
             return None
-        serving, _ = self.tables.published_runs(run.model)
-        return self.active_sets.open(run.model, model, rows=rows, serving=serving, now=self.ledger.now())
+        serving, _ = self.tables.predictions(run.model).generations.published()
+        run_id = None if serving is None else serving.run_id
+        return self.active_sets.open(run.model, model, rows=rows, serving=run_id, now=self.ledger.now())
 
     def _settle(self, run: RunRecord, model: ModelSettings, active: ActiveSet) -> dict[str, str | int]:
         """Check the set that was chosen, keep its run's ids, and return the facts about it for the run's record."""
         active.check()
         if active.known:
-            kept = self.tables.published_runs(run.model)
+            published = self.tables.predictions(run.model).generations.published()
+            kept = {manifest.run_id for manifest in published if manifest is not None}
             others = [one.run_id for one in self.ledger.newest(run.model, KEEP_RUNS) if one.run_id not in kept]
             self.active_sets.keep_known(run.run_id, active.known, keep_s=model.batch.keep, others=others)
         log.info("run.entities", run_id=run.run_id, rule=active.rule, outside=active.rows_outside, note=active.text)
@@ -186,10 +179,11 @@ class Planner:
     ) -> None:
         """Open the run's generations, fill them with the rows of `base`, and let workers score the run's chunks."""
         rows, outside = int(facts["rows_total"]), int(facts.get("rows_outside", 0))
-        opened = self.tables.open(run, version, model.batch, rows=rows, outside=outside)
+        as_of = None if base is None else copied_at(run, version.contract, model.event_time_column)
+        opened = self.tables.open(run, version, model.batch, rows=rows, outside=outside, rows_as_of=as_of)
         numbers = {run.field_of(kind): number for kind, number in opened.items()}
         if base is not None and TableKind.PREDICTIONS in opened:
-            self.deltas.copy(run, base, opened[TableKind.PREDICTIONS], version.contract)
+            self.deltas.copy(run, base, opened[TableKind.PREDICTIONS])
         try:
             self.ledger.move(run, RunState.RUNNING, expected=[RunState.QUEUED], **facts, **numbers)
         except Conflict:  # cancelled meanwhile
@@ -262,38 +256,6 @@ def file_differences(before: Sequence[SourceFile], now: Sequence[SourceFile]) ->
     replaced = [f"{path} was replaced" for path in new if path in old and old[path] != new[path]]
     all_ = lost + added + replaced
     return all_ if len(all_) <= _MAX_NAMED else [*all_[:_MAX_NAMED], f"and {len(all_) - _MAX_NAMED:,} files more"]
-
-
-def check_engine(engine: Engine) -> None:
-    """Check that this machine has what the engine needs.
-
-    Raises:
-        BadInput: the extra or Java is missing, or Java is too old.
-    """
-    if engine is not Engine.SPARK:
-        return
-    if importlib.util.find_spec("pyspark") is None:
-        raise BadInput("engine 'spark' needs PySpark: pip install 'forecache[spark]' here", field="engine")
-    _check_java()
-
-
-def _check_java() -> None:
-    home = os.environ.get("JAVA_HOME")
-    java = str(Path(home, "bin", "java")) if home else "java"
-    if shutil.which(java) is None:
-        place = f"JAVA_HOME ({home}) holds none" if home else "none is on PATH and JAVA_HOME is not set"
-        raise BadInput(f"engine 'spark' needs Java {_LEAST_JAVA} or newer: {place}", field="engine")
-    try:
-        answer = subprocess.run(  # noqa: S603 - the administrator's own Java, from JAVA_HOME or PATH
-            [java, "-version"], capture_output=True, text=True, timeout=_JAVA_ANSWERS_WITHIN_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BadInput(f"engine 'spark' needs Java, and {java} does not answer: {error}", field="engine") from error
-    found = _JAVA_VERSION.search(answer.stderr + answer.stdout)
-    if answer.returncode or found is None:
-        raise BadInput(f"engine 'spark' needs Java, and `{java} -version` tells no version", field="engine")
-    if int(found[1]) < _LEAST_JAVA:
-        raise BadInput(f"engine 'spark' needs Java {_LEAST_JAVA} or newer: {java} is Java {found[1]}", field="engine")
 
 
 def _fingerprint(source: Source, model: ModelSettings, version: VersionRecord) -> Fingerprint:

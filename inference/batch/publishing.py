@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from inference.batch.comparison.differences import RunDiff
 from inference.batch.delta import Deltas
-from inference.batch.differences import RunDiff
 from inference.batch.gates import (
     MAX_EXAMPLES,
     NO_DECISIONS,
@@ -71,11 +71,19 @@ class RunTables:
         return self.table(TableKind.PREDICTIONS, model)
 
     def open(
-        self, run: RunRecord, version: VersionRecord, batch: BatchSettings, *, rows: int, outside: int = 0
+        self,
+        run: RunRecord,
+        version: VersionRecord,
+        batch: BatchSettings,
+        *,
+        rows: int,
+        outside: int = 0,
+        rows_as_of: float | None = None,
     ) -> dict[TableKind, int]:
         """Open an empty generation in each table that the settings turn on; return their numbers.
 
-        `outside`: how many of the rows are not scored, so that only their features are stored.
+        `outside`: how many of the rows are not scored, so that only their features are stored. `rows_as_of`: of all
+        predictions; None if each has its own.
         """
         # a shadow run leaves nothing behind that serves
         features = batch.feature_table and not run.shadow
@@ -93,7 +101,7 @@ class RunTables:
             if is_on:
                 table = self.table(kind, run.model)
                 # a later run can carry rows over only between equal numbers of buckets
-                like = serving_now(table) if kind is TableKind.PREDICTIONS else None
+                like = table.generations.published()[0] if kind is TableKind.PREDICTIONS else None
                 manifest = table.generations.begin(
                     fields,
                     rows_expected=expected,
@@ -102,17 +110,10 @@ class RunTables:
                     keep_s=batch.keep,
                     run_id=run.run_id,
                     like=like,
+                    rows_as_of=rows_as_of if kind is TableKind.PREDICTIONS else None,
                 )
                 opened[kind] = manifest.number
         return opened
-
-    def published_runs(self, model: str) -> tuple[str | None, str | None]:
-        """Return the run whose predictions serve, and the one whose predictions would after a rollback."""
-        table = self.predictions(model)
-        pointer = table.pointer()
-        found = [table.generations.manifest(number or 0) for number in (pointer.current, pointer.previous)]
-        current, previous = (None if manifest is None else manifest.run_id for manifest in found)
-        return current, previous
 
     def of(self, run: RunRecord) -> list[StagedGeneration]:
         """Return a run's generations, the deciding one first; none for a run that writes only Parquet."""
@@ -310,7 +311,7 @@ class Publisher:
         staged = self.tables.of(run)
         stored = [one.table.generations.count(one.manifest) for one in staged if one.manifest]
         # the rows of a partial run say nothing against all that serve now
-        current = serving_now(staged[0].table) if staged and not run.is_partial else None
+        current = staged[0].table.generations.published()[0] if staged and not run.is_partial else None
         before = self._run_of(current)
         held = self.tables.predictions(run.model).pointer().held_versions
         limits = self.settings.models[run.model].batch
@@ -401,12 +402,6 @@ class Publisher:
     def _fail(self, run: RunRecord, error: str) -> None:
         log.warning("run.failed", run_id=run.run_id, error=error)
         self.ledger.move(run, RunState.FAILED, expected=[RunState.PUBLISHING], error=error)
-
-
-def serving_now(table: Table) -> Manifest | None:
-    """Return the manifest of a table's current generation; None if there is none."""
-    current = table.pointer().current
-    return None if current is None else table.generations.manifest(current)
 
 
 def _reported(result: Mapping[str, Any]) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
+from inference.batch.engines import ChunkEngine
 from inference.batch.ledger import Ledger, is_the_runs_fault
 from inference.batch.plan import Planner
 from inference.batch.publishing import Publisher, RunTables, sweep
@@ -35,8 +36,7 @@ class Reconciler:
     tables: RunTables
     planner: Planner
     publisher: Publisher
-    send_chunks: Callable[[str, Sequence[int]], None]
-    start_spark: Callable[[str], None]
+    engines: Mapping[Engine, ChunkEngine]
     #: model → its run in progress as this process last saw it, to notice when Redis lost it
     seen: dict[str, RunRecord] = field(default_factory=dict)
     failures: Failures = field(default_factory=lambda: Failures(__name__, "reconcile"))
@@ -139,19 +139,15 @@ class Reconciler:
         if run.chunks_done == run.chunks_total:
             self.ledger.move(run, RunState.PUBLISHING, expected=[RunState.RUNNING])
             return self.ledger.load(run.run_id)
-        spark = run.engine is Engine.SPARK
-        # a Spark driver hands out all chunks itself: if chunks are due, there is no driver
-        most = run.chunks_total or 0 if spark else self.settings.models[run.model].batch.max_in_flight
-        due = self.ledger.dispatch(run.run_id, max_in_flight=most)
+        engine = self.engines[run.engine]
+        due = self.ledger.dispatch(run.run_id, max_in_flight=engine.most_in_flight(run))
         if due.exhausted is not None:
             last_error = run.last_error or "nothing, since its worker died"
             error = f"chunk {due.exhausted} failed at every attempt; the last said: {last_error}"
             log.warning("run.failed", run_id=run.run_id, error=error)
             self.ledger.move(run, RunState.FAILED, expected=[RunState.RUNNING], error=error)
-        elif due.chunks and spark:
-            self.start_spark(run.run_id)
         elif due.chunks:
-            self.send_chunks(run.run_id, due.chunks)
+            engine.hand_over(run.run_id, due.chunks)
         return self.ledger.load(run.run_id)
 
     def _give_up_old(self, model: str) -> None:

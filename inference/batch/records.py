@@ -87,6 +87,19 @@ class Trigger(StrEnum):
     API = "api"
 
 
+class RunKind(StrEnum):
+    """Which rows a run scores, and what for."""
+
+    #: all rows, or those of the active set
+    FULL = "full"
+    #: only those whose vectors changed; the others are carried over
+    DELTA = "delta"
+    #: some entities, or what changed since an instant, into the overlay
+    PARTIAL = "partial"
+    #: all rows by a version that does not serve, only to compare
+    SHADOW = "shadow"
+
+
 class Engine(StrEnum):
     """Who scores a run's chunks."""
 
@@ -94,6 +107,8 @@ class Engine(StrEnum):
     CELERY = "celery"
     #: a Spark driver and its executors
     SPARK = "spark"
+    #: a Ray driver and its actors
+    RAY = "ray"
 
     @classmethod
     def named(cls, name: str) -> Engine:
@@ -310,6 +325,15 @@ class RunRecord(RunStatus):
         return self.entities_asked is not None or self.since is not None
 
     @property
+    def kind(self) -> RunKind:
+        """Which rows the run scores, and what for. Of a delta run it is known only once it is planned."""
+        if self.is_partial:
+            return RunKind.PARTIAL
+        if self.shadow:
+            return RunKind.SHADOW
+        return RunKind.DELTA if self.delta and not self.full_reason else RunKind.FULL
+
+    @property
     def waits(self) -> bool:
         """Whether the run may not be published before somebody approves it."""
         return self.hold and self.approved_by is None and not self.forced
@@ -347,6 +371,7 @@ class RunView(RunStatus):
     #: seconds until the last chunk
     eta_s: float | None
     forced: bool
+    kind: RunKind
 
     @classmethod
     def of(cls, record: RunRecord, *, now: float) -> RunView:
@@ -442,6 +467,7 @@ def _shown(record: RunRecord, now: float) -> dict[str, Any]:
         shown |= {"generation": None, "feature_generation": None}
     return {
         **shown, "rows_per_s": _rows_per_s(record, now), "eta_s": _eta_s(record, now), "forced": record.forced,
+        "kind": record.kind,
     }  # fmt: skip
 
 

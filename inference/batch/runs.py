@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 from inference.batch.active_set import ActiveSets
+from inference.batch.comparison.differ import Differ
+from inference.batch.comparison.differences import DiffOptions, RunDiff
 from inference.batch.delta import Deltas
-from inference.batch.diff import Differ
-from inference.batch.differences import DiffOptions, RunDiff
+from inference.batch.engines import make_engines
 from inference.batch.ledger import Ledger
 from inference.batch.paths import locate_source, run_folder
 from inference.batch.plan import Planner
@@ -62,7 +63,7 @@ class Runs:
     """Runs of all models. Every method raises StoreUnavailable when Redis does not answer.
 
     Only `score` calls `host`. Three functions hand messages to the broker: `send_chunks(run_id, numbers)`, `poke()`,
-    which wakes the reconciler, and `start_spark(run_id)`, which starts a Spark driver for the rest of a run.
+    which wakes the reconciler, and `start_driver(run_id)`, which starts a Spark or Ray driver for the rest of a run.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Runs:
         send_chunks: Callable[[str, Sequence[int]], None],
         poke: Callable[[], None],
         *,
-        start_spark: Callable[[str], None] | None = None,
+        start_driver: Callable[[str], None] | None = None,
         inspect: Inspect = inspect_in_subprocess,
     ) -> None:
         self._settings = settings
@@ -84,14 +85,13 @@ class Runs:
         self._ledger = Ledger(client, keys)
         self._retention = QuarantineRetention(settings, client, keys)
         active_sets = ActiveSets(client, keys)
-        deltas = Deltas(settings, self._ledger, self._tables.predictions)
-        self._planner = Planner(settings, self._ledger, registry, self._tables, active_sets, inspect, deltas)
+        engines = make_engines(settings, send_chunks, start_driver or _refuse_driver)
         give_way = Yielding(client, keys, settings.realtime_queues).give_way
+        deltas = Deltas(settings, self._ledger, self._tables.predictions, give_way)
+        self._planner = Planner(settings, self._ledger, registry, self._tables, active_sets, inspect, deltas, engines)
         self._differ = Differ(settings, self._ledger, self._tables, registry)
         publisher = Publisher(settings, self._ledger, keys, self._tables, deltas, self._differ.compare, give_way)
-        self._reconciler = Reconciler(
-            settings, self._ledger, self._tables, self._planner, publisher, send_chunks, start_spark or _refuse_spark
-        )
+        self._reconciler = Reconciler(settings, self._ledger, self._tables, self._planner, publisher, engines)
         self._worker = ChunkWorker(
             settings, self._ledger, host, self._tables, poke, MicroBatches(registry), give_way=give_way
         )
@@ -115,9 +115,9 @@ class Runs:
 
         `source` replaces the model's own table for this run; the API may name only tables in the own table's folder.
         `slot`: the schedule's instant that the run serves. `entities` or `since` (an ISO 8601 instant, or a duration
-        such as `6h`) make the run partial: it scores only those rows, into the overlay. `engine`: `celery` or
-        `spark`; None means the one in the model's settings. `delta`: score only the rows whose vectors changed since
-        the run that serves, if that is possible. `hold`: the run waits before its publication, as it does if the
+        such as `6h`) make the run partial: it scores only those rows, into the overlay. `engine`: `celery`,
+        `spark` or `ray`; None means the one in the model's settings. `delta`: score only the rows whose vectors changed
+        since the run that serves, if that is possible. `hold`: the run waits before its publication, as it does if the
         settings say so; a partial run never waits. `shadow`: it only compares the predictions of `model_version` with
         what serves.
 
@@ -398,5 +398,5 @@ def _look_before(
     return {"hold": "1"} if (hold or batch.hold) and not is_partial else {}
 
 
-def _refuse_spark(run_id: str) -> NoReturn:
-    raise BadInput(f"this process starts no Spark driver for run {run_id}", field="engine")
+def _refuse_driver(run_id: str) -> NoReturn:
+    raise BadInput(f"this process starts no driver for run {run_id}", field="engine")

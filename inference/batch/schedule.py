@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 from croniter import croniter
@@ -19,6 +20,10 @@ from inference.settings.fields import cron_line
 
 #: a message may arrive this early before its slot by this host's clock, since clocks differ
 _SKEW_S = 10.0
+#: a beat whose clock is further ahead is not believed
+_MOST_AHEAD_S = 3600.0
+#: slots of a cron line that are found one by one
+_FOUND = 500
 
 
 def slot_at(schedule: str, timezone: str, now: float) -> float:
@@ -57,11 +62,31 @@ def slot_after(schedule: str, timezone: str, at: float) -> float:
     return slot
 
 
-def current_slot(schedule: str, timezone: str, now: float) -> str:
+@lru_cache(maxsize=64)
+def slots_between(schedule: str, timezone: str, since: float, until: float) -> tuple[float, ...]:
+    """Return the slots from the last one at or before `since` to the first one after `until`; all are epoch seconds.
+
+    Finding one of a cron line takes half a millisecond: after so many of them, the distances between them repeat.
+    """
+    slots = [slot_at(schedule, timezone, since)]
+    if cron_line(schedule) is None:
+        every_s = parse_duration(schedule)
+        return tuple(slots[0] + number * every_s for number in range(int((until - slots[0]) // every_s) + 2))
+    while slots[-1] <= until and len(slots) <= _FOUND:
+        slots.append(slot_after(schedule, timezone, slots[-1]))
+    while slots[-1] <= until:
+        slots.append(slots[-_FOUND] + slots[-1] - slots[-1 - _FOUND])
+    return tuple(slots)
+
+
+def current_slot(schedule: str, timezone: str, now: float, sent_at: object = None) -> str:
     """Return the name (ISO 8601) of the slot that a message arriving `now` belongs to.
 
-    A message that arrives a little before its slot belongs to it, so a beat whose clock is ahead loses no slot.
+    `sent_at`: epoch seconds by beat's clock, if known. If that clock is ahead, it decides: otherwise the message would
+    belong to the slot before, which has had its run, and the slot that beat means would get none.
     """
+    if isinstance(sent_at, float) and now < sent_at < now + _MOST_AHEAD_S:
+        now = sent_at
     following = slot_after(schedule, timezone, now)
     period = following - slot_at(schedule, timezone, now)
     early_s = min(_SKEW_S, period / 4)

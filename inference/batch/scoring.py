@@ -253,8 +253,9 @@ class ChunkResult:
 class ChunkScorer:
     """Scores a chunk's batches into sinks; left-out rows go to the quarantine.
 
-    Calls `fence` before it writes a window, and `alive`, which must be cheap, before each model call; both raise when
-    this worker has lost the chunk. `feature_sinks` take the features from which the rows were scored.
+    Calls `fence` before it writes a window, and `alive`, which must be cheap, before each model call, with the `device`
+    that computes it, and with None before it carries rows over; both raise when this worker has lost the chunk.
+    `feature_sinks` take the features from which the rows were scored.
     """
 
     model: LoadedModel
@@ -262,9 +263,10 @@ class ChunkScorer:
     sinks: Sequence[Sink]
     quarantine: Quarantine
     fence: Callable[[], None]
-    alive: Callable[[], None]
+    alive: Callable[[str | None], None]
     micro_batch: MicroBatch
     feature_sinks: Sequence[Sink] = ()
+    device: str | None = None
 
     def score(self, batches: Iterable[pa.RecordBatch], chosen: npt.NDArray[np.bool_] | None = None) -> ChunkResult:
         """Score every batch and commit the sinks; on any error remove what is not final.
@@ -310,6 +312,7 @@ class ChunkScorer:
                 _gather(others, outside, writer)
             carried = rows.to_carry()
             if carried is not None:
+                self.alive(None)
                 result.carried += len(carried.ids)
                 writer.put(carried)
             for scored in self._score_batch(rows.to_score(), result):
@@ -345,7 +348,7 @@ class ChunkScorer:
             self.quarantine.add(source, ids, one.positions, reason=one.reason, feature=one.feature)
         start, rows = 0, len(prepared.usable.ids)
         while start < rows:
-            self.alive()
+            self.alive(self.device)
             part = slice(start, min(start + self.micro_batch.rows, rows))
             features = {name: values[part] for name, values in prepared.features.items()}
             yield self._micro_batch(features, prepared.usable.slice(part), result)

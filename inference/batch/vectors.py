@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,11 +28,15 @@ import pyarrow.fs as fs
 
 from inference.batch.sinks import CarriedRows, Window
 from inference.errors import SourceError
+from inference.failures import sentence_of
+from inference.logs import get_logger
 from inference.schema import Block, rows_in
 from inference.sources import hash_ids
 from inference.storage import Location, open_location
 from inference.store import bucket_hashes, stored_as_of, stored_ids
 from inference.stored_data import json_text_of, record_from_json
+
+log = get_logger(__name__)
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -45,6 +49,8 @@ _OURS = re.compile(r"part-\d+\.arrow|vectors\.arrow|\.(part-\d+|vectors)\.\w+\.t
 _FACTS = b"forecache"
 _PART = (("hash", pa.uint64()), ("digest", pa.uint64()), ("bucket", pa.uint32()), ("as_of", pa.uint32()))
 _SHIFT = np.uint64(32)
+#: bytes of a row in the parts, in the whole file, and there for its place in the Parquet parts
+PART_BYTES, WHOLE_BYTES, PLACE_BYTES = 28, 24, 8
 
 
 @dataclass(frozen=True)
@@ -113,11 +119,12 @@ def _text_digests(texts: npt.NDArray[Any], key: bytes) -> Hashes:
 class VectorSink:
     """Writes one chunk's part of `folder`, a path or a URI; the part appears when the chunk is whole.
 
-    `latest`: the table stores no later `as_of` (epoch seconds).
+    `latest`: the table stores no later `as_of` (epoch seconds). `is_needed`: the run cannot end without the part;
+    otherwise a part that cannot be written is left out, and costs later runs only time.
     """
 
-    def __init__(self, folder: str, *, chunk: int, token: str, latest: float) -> None:
-        self._folder = open_location(folder)
+    def __init__(self, folder: str, *, chunk: int, token: str, latest: float, is_needed: bool) -> None:
+        self._folder, self._is_needed = open_location(folder), is_needed
         self._name = f"part-{chunk:06d}"
         self._token, self._latest = token, latest
         self._rows: list[pa.Table] = []
@@ -139,11 +146,20 @@ class VectorSink:
         return {}
 
     def commit(self) -> None:
-        """Write the part; it replaces an earlier attempt's part, which held the same rows."""
+        """Write the part; it replaces an earlier attempt's part, which held the same rows.
+
+        Raises:
+            OSError: it is needed, and cannot be written.
+        """
         schema = pa.schema([*_PART, ("row", pa.uint32())])
         table = pa.concat_tables(self._rows) if self._rows else schema.empty_table()
-        with _writing(self._folder, self._name, self._token, schema) as writer:
-            writer.write_batch(_one_batch(table.sort_by("hash")))
+        try:
+            with _writing(self._folder, self._name, self._token, schema) as writer:
+                writer.write_batch(_one_batch(table.sort_by("hash")))
+        except OSError as error:
+            if self._is_needed:
+                raise OSError(f"delta_path cannot be written to: {error}") from error
+            log.warning("chunk.vectors_not_written", folder=self._folder.name, error=sentence_of(error))
 
     def abandon(self) -> None:
         """Do nothing: nothing was written yet."""
@@ -301,10 +317,10 @@ def _fetched(folder: str) -> Vectors:
         return Vectors(pa.memory_map(copy.name))
 
 
-def merge_parts(folder: str, facts: Facts, *, chunks: int) -> Vectors:
+def merge_parts(folder: str, facts: Facts, *, chunks: int, give_way: Callable[[], None] = lambda: None) -> Vectors:
     """Write the sorted file of a run whose chunks are done, remove its parts, and return it. May run twice.
 
-    Takes memory for some millions of rows, however many there are.
+    Takes memory for some millions of rows, however many there are. Calls `give_way` before each of these steps.
 
     Raises:
         SourceError: a part is missing or damaged, or the folder cannot be written to.
@@ -321,7 +337,7 @@ def merge_parts(folder: str, facts: Facts, *, chunks: int) -> Vectors:
                 "all batch and maintenance workers share"
             )
         with _readable(where, parts) as files:
-            _merge(where, files, facts)
+            _merge(where, files, facts, give_way)
         for part in parts:
             where.filesystem.delete_file(part)
     whole = open_vectors(folder)
@@ -345,7 +361,7 @@ def remove_vectors(folder: str) -> None:
             Path(where.path).rmdir()
 
 
-def _merge(where: Location, files: Sequence[str], facts: Facts) -> None:
+def _merge(where: Location, files: Sequence[str], facts: Facts, give_way: Callable[[], None]) -> None:
     rows = sum(len(_part(file)[0]) for file in files)
     pieces = max(1, -(-rows // _MERGED_AT_ONCE))
     bounds = [min(2**64 * number // pieces, 2**64 - 1) for number in range(pieces + 1)]
@@ -354,6 +370,7 @@ def _merge(where: Location, files: Sequence[str], facts: Facts) -> None:
     schema = schema.with_metadata({_FACTS: json_text_of(Facts, facts)})
     with _writing(where, _WHOLE.partition(".")[0], f"{os.getpid()}", schema) as writer:
         for number in range(pieces):
+            give_way()
             last = number == pieces - 1
             found = [_between(file, bounds[number], None if last else bounds[number + 1]) for file in files]
             table = pa.concat_tables(found).sort_by("hash")

@@ -59,7 +59,7 @@ _RUNNING_LOW = 8
 
 @dataclass(frozen=True)
 class ChunkWorker:
-    """Scores chunks in one process. `poke` wakes the reconciler. `give_way` gets the device before each model call."""
+    """Scores chunks in one process. `poke` wakes the reconciler. `give_way`: see `ChunkScorer.alive`."""
 
     settings: Settings
     ledger: Ledger
@@ -68,7 +68,7 @@ class ChunkWorker:
     poke: Callable[[], None]
     micro_batches: MicroBatches
     failures: Failures = field(default_factory=lambda: Failures(__name__, "chunk"))
-    give_way: Callable[[str], None] = lambda _: None
+    give_way: Callable[[str | None], None] = lambda _: None
 
     def score(self, run_id: str, chunk_number: int) -> None:
         """Score one chunk, unless it is done. Safe to run twice, also at the same time.
@@ -183,7 +183,7 @@ class ChunkWorker:
         contract = model.vectoriser.contract
         return vector_check(self.settings, run, contract, planned.event_time_column, latest=latest)
 
-    def _before_call(self, lease: Lease, device: str) -> None:
+    def _before_step(self, lease: Lease, device: str | None) -> None:
         lease.ensure_held()
         self.give_way(device)
 
@@ -196,7 +196,10 @@ class ChunkWorker:
         sinks, feature_sinks = self._sinks(run, claim, model, generations, before)
         if check is not None:
             folder = vectors_folder(self.settings, run.model, run.run_id)
-            sinks.append(VectorSink(folder, chunk=claim.chunk, token=claim.token, latest=check.latest))
+            is_needed = check.before is not None
+            sinks.append(
+                VectorSink(folder, chunk=claim.chunk, token=claim.token, latest=check.latest, is_needed=is_needed)
+            )
         return ChunkScorer(
             model=model,
             preparer=Preparer(
@@ -206,8 +209,9 @@ class ChunkWorker:
             feature_sinks=feature_sinks,
             quarantine=Quarantine(quarantine_folder_of(self.settings, run), chunk=claim.chunk, token=claim.token),
             fence=lease.check,
-            alive=partial(self._before_call, lease, model.runtime.device),
+            alive=partial(self._before_step, lease),
             micro_batch=self.micro_batches.of(run.model, model, self.settings.models[run.model].batch.micro_batch_rows),
+            device=model.runtime.device,
         )
 
 

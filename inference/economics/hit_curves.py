@@ -1,10 +1,12 @@
 """Predicts hit rates from a sample of accesses: against ttl, schedule, and the share of entities that runs score.
 
 Each entity's accesses are replayed under a policy; a stored answer counts as fresh as in `FreshnessRules`, and a miss
-is answered and stored at once. The misses of popular entities are all known; those of the sample are scaled up to all
-entities, and all other accesses are hits. The sample's accesses, scaled up in the same way, are a few too many or too
-few; their true number is known, and the misses are corrected by what such a difference means for them (a regression
-estimator; SHARDS-adj is the same correction without the regression).
+is answered and stored at once. `replay` does the same for whole traces, request by request; a sample has visits, each
+of many accesses, so it is replayed by visits here. A test holds both equal.
+The misses of popular entities are all known; those of the sample are scaled up to all entities, and all other accesses
+are hits. The sample's accesses, and the days on which its entities have some, scaled up in the same way, are a few too
+many or too few; their true numbers are known, and the misses are corrected by what such a difference means for them
+(a regression estimator; SHARDS-adj is the same correction by accesses, without the regression).
 The bounds come from the residuals of that regression, each as it would be if its entity had not been looked at (a
 jackknife): so one hot entity in the sample cannot hide how much it matters.
 """
@@ -21,6 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from inference.batch.schedule import slots_between
+from inference.economics.policies import Policy
 from inference.monitoring.access_sample import AccessSample
 from inference.monitoring.asked_filters import DAY_S
 
@@ -50,21 +54,6 @@ _EPSILON = 1e-9
 
 
 @dataclass(frozen=True)
-class Policy:
-    """How answers are made and kept; durations in seconds.
-
-    `interval_s`: between two runs; None: no runs. `run_s`: from the time of a run's features until it is published.
-    `offset_s`: epoch seconds of any slot of the schedule.
-    """
-
-    realtime_ttl_s: float
-    batch_ttl_s: float = DAY_S
-    interval_s: float | None = None
-    run_s: float = 0.0
-    offset_s: float = 0.0
-
-
-@dataclass(frozen=True)
 class HitRate:
     """An estimated hit rate, and the bounds within which the true one lies with 95 %; all 0 to 1."""
 
@@ -80,8 +69,6 @@ class Ranking(StrEnum):
     HOTTEST = "hottest"
     #: the latest access first
     LATEST = "latest"
-    #: the most days with accesses first, then the latest day: as the daily filters know it
-    DAYS = "days"
 
 
 @lru_cache(maxsize=_REMEMBERED)
@@ -91,18 +78,23 @@ def hit_rate(sample: AccessSample, policy: Policy) -> HitRate:
 
 
 def misses(sample: AccessSample, policy: Policy, precomputed: Mask | None = None) -> Integers:
-    """Return the misses of each visit of the sample. `precomputed`: whether runs score its entity; None: all."""
+    """Return the misses of each visit of the sample. `precomputed`: whether runs score its entity; None: all.
+
+    A miss is computed from features of its moment. Stale answers are not served, and no worker is short.
+    """
     entity, number = _entities(sample), np.arange(len(sample.entity))
     start = sample.since // DAY_S * DAY_S  # small numbers, which floats hold exactly
     begun, ended = sample.begun - start, sample.ended - start
-    visits = _Visits(entity, begun, ended, np.where(ended > begun, sample.accesses, 1), number)
-    scored = np.full(len(entity), policy.interval_s is not None) if precomputed is None else precomputed
+    visits = _Visits.of(entity, begun, ended, np.where(ended > begun, sample.accesses, 1), number)
+    scored = np.full(len(entity), policy.schedule is not None) if precomputed is None else precomputed
     parts = [visits.where(~scored)]
-    if policy.interval_s is not None:
-        parts.append(_while_stale(visits.where(scored), policy, policy.interval_s, policy.offset_s - start))
+    if policy.schedule is not None and len(entity):
+        run_s = policy.run_s or 0.0
+        slots = slots_between(policy.schedule, policy.timezone, sample.begun.min() - run_s, sample.ended.max())
+        parts.append(_by_runs(visits.where(scored), np.array(slots) - start, run_s, policy.batch_fresh_s))
     found = np.zeros(len(entity), np.int64)
     for part in parts:
-        np.add.at(found, part.visit, _misses_in_chains(part, policy.realtime_ttl_s))
+        np.add.at(found, part.visit, _misses_in_chains(part, policy.realtime_fresh_s))
     return found
 
 
@@ -110,7 +102,9 @@ def misses(sample: AccessSample, policy: Policy, precomputed: Mask | None = None
 class _Visits:
     """Visits, or parts of them, in the order of chains and time: evenly spaced accesses, the last one at `ended`.
 
-    Within a chain, a computed answer serves until its ttl is over. `visit`: the visit that a part belongs to.
+    A chain is an entity. `visit`: the visit that a part belongs to. `cycle`: the slot of the run that is published then
+    (-1: runs do not score the entity), and `is_fresh`, whether its answer is; `slot`: the latest slot then, which comes
+    before its run is published.
     """
 
     chain: Integers
@@ -118,6 +112,15 @@ class _Visits:
     ended: Floats
     accesses: Integers
     visit: Integers
+    cycle: Integers
+    is_fresh: Mask
+    slot: Integers
+
+    @classmethod
+    def of(cls, chain: Integers, begun: Floats, ended: Floats, accesses: Integers, visit: Integers) -> _Visits:
+        count = len(chain)
+        cycle, slot = np.full(count, -1, np.int64), np.zeros(count, np.int64)
+        return cls(chain, begun, ended, accesses, visit, cycle, np.zeros(count, np.bool_), slot)
 
     def where(self, mask: Mask) -> _Visits:
         return _Visits(*(values[mask] for values in vars(self).values()))
@@ -129,30 +132,41 @@ class _Visits:
         return np.where(gaps > 0, gaps, 1.0)
 
 
-def _while_stale(visits: _Visits, policy: Policy, interval_s: float, offset_s: float) -> _Visits:
-    """Return the accesses at which the run's answer is too old; a new run begins a new chain."""
-    fresh_s = policy.batch_ttl_s - policy.run_s  # after publishing
-    if fresh_s >= interval_s:
+def _by_runs(visits: _Visits, slots: Floats, run_s: float, fresh_s: float) -> _Visits:
+    """Return the visits in parts: a part is before or after each slot, publishing, and end of a run's freshness.
+
+    `slots`: the instants of the runs' features, from before the first access to after the last one. `run_s`: from a
+    slot until the run is published; `fresh_s`: until its answers are too old.
+    """
+    published = slots + run_s
+    if fresh_s - run_s >= np.diff(slots).max():
         return visits.where(np.zeros(len(visits.chain), np.bool_))
-    first, last = (
-        np.floor((at - offset_s - policy.run_s) / interval_s + _EPSILON).astype(np.int64)
-        for at in (visits.begun, visits.ended)
-    )
+    first, last = (np.searchsorted(published, at + _EPSILON, "right") - 1 for at in (visits.begun, visits.ended))
     rows = np.repeat(np.arange(len(first)), last - first + 1)
     cycle = first[rows] + np.arange(len(rows)) - np.searchsorted(rows, rows)
-    begun, gap = visits.begun[rows], visits.gap[rows]
-    published = offset_s + policy.run_s + cycle * interval_s
-    # of each visit, the first access past the age limit, and the last one before the next run is published
-    low = np.ceil((published - begun) / gap - _EPSILON)
-    if fresh_s >= 0:
-        low = np.floor((published + fresh_s - begun) / gap + _EPSILON) + 1
-    high = np.ceil((published + interval_s - begun) / gap - _EPSILON) - 1
-    low, high = np.maximum(low, 0), np.minimum(high, visits.accesses[rows] - 1)
-    some = high >= low
-    rows, cycle, low, high, begun, gap = (each[some] for each in (rows, cycle, low, high, begun, gap))
-    chain = _numbered((np.diff(visits.chain[rows]) != 0) | (np.diff(cycle) != 0), len(rows))
-    accesses = (high - low).astype(np.int64) + 1
-    return _Visits(chain, begun + low * gap, begun + high * gap, accesses, visits.visit[rows])
+    begun, gap, accesses = visits.begun[rows], visits.gap[rows], visits.accesses[rows]
+
+    def first_at(instants: Floats) -> Floats:
+        """Return the number of each row's first access at or after an instant."""
+        return np.clip(np.ceil((instants - begun) / gap - _EPSILON), 0, accesses)
+
+    begins, ends = first_at(published[cycle]), first_at(published[cycle + 1])
+    stale = np.clip(np.floor((slots[cycle] + fresh_s - begun) / gap + _EPSILON) + 1, begins, ends)
+    later = np.clip(first_at(slots[cycle + 1]), begins, ends)
+    cuts = np.stack([begins, np.minimum(stale, later), np.maximum(stale, later), ends], 1)
+    low, high = cuts[:, :-1], cuts[:, 1:]
+    some = np.flatnonzero((high > low).ravel())
+    row, low, high = some // 3, low.ravel()[some], high.ravel()[some]
+    return _Visits(
+        visits.chain[rows][row],
+        begun[row] + low * gap[row],
+        begun[row] + (high - 1) * gap[row],
+        (high - low).astype(np.int64),
+        visits.visit[rows][row],
+        cycle[row],
+        low < stale[row],
+        cycle[row] + (low >= later[row]),
+    )
 
 
 def _numbered(changes: Mask, count: int) -> Integers:
@@ -168,38 +182,55 @@ def _entities(sample: AccessSample) -> Integers:
 def _misses_in_chains(visits: _Visits, ttl_s: float) -> Integers:
     """Return the misses of each visit, if each miss is computed and kept for `ttl_s`.
 
-    All chains advance at the same time, each from one miss to the visit of its next one.
+    What is computed counts until a run of a later slot is published, also if that is too old or older than a run's
+    answer. All chains advance at the same time, each from one miss to the visit of its next one.
     """
     found = np.zeros(len(visits.chain), np.int64)
     if not len(found):
         return found
     times = visits.begun.min()
-    begun, ended, gap = visits.begun - times, visits.ended - times, visits.gap
+    begun, ended, gap, cycle = visits.begun - times, visits.ended - times, visits.gap, visits.cycle
     step = np.floor(ttl_s / gap + _EPSILON).astype(np.int64) + 1
     # accesses that became one visit came at random: after a ttl, the next one came a gap later on average
     random = visits.accesses > _KNOWN
-    cycle, late = np.where(random, ttl_s + gap, step * gap), np.where(random, gap, 0.0)
-    # a part of a cycle is one or none, so that many visits have the right sum; hardly if gaps are short beside the ttl
-    rounding = visits.visit * _GOLDEN % 1 * np.minimum(2 * gap / cycle, 1)
-    span = float(ended.max()) + ttl_s + 1
-    ends = visits.chain * span + ended
+    period, late = np.where(random, ttl_s + gap, step * gap), np.where(random, gap, 0.0)
+    # a part of a period is one or none, so that many visits have the right sum; hardly if gaps are short beside the ttl
+    rounding = visits.visit * _GOLDEN % 1 * np.minimum(2 * gap / period, 1)
+    span, cycles = float(ended.max()) + ttl_s + 1, int(cycle.max()) + 2
+    ends, runs = visits.chain * span + ended, visits.chain * cycles + cycle
     first = np.flatnonzero(np.append(True, np.diff(visits.chain) != 0))
     after = np.append(first[1:], len(found))
-    at, fresh_until = first, np.full(len(first), -1.0)
-    while len(at):
+    next_stale = _next_true(~visits.is_fresh)
+    at, fresh_until, computed_in = first, np.full(len(first), -1.0), np.full(len(first), -2)
+    while True:
+        is_newer = cycle[at] > computed_in  # than what was computed
+        at = np.where(is_newer & visits.is_fresh[at], next_stale[at], at)
+        going = at < after
+        at, after, is_newer, fresh_until = at[going], after[going], is_newer[going], fresh_until[going]
+        if not len(at):
+            return found
+        fresh_until = np.where(is_newer, -1.0, fresh_until)
         stale = np.where(fresh_until < begun[at], begun[at], np.minimum(fresh_until + late[at], ended[at]))
         computed = np.where(random[at] | (stale == begun[at]), stale, ended[at])
         left = ended[at] - computed
-        cycles = left / cycle[at]
+        periods = left / period[at]
         # of random accesses, the last one at least is a miss if the rest is longer than a ttl
-        cycles = np.where(random[at], np.maximum(cycles + rounding[at], left > ttl_s), cycles)
-        more = np.floor(cycles + _EPSILON).astype(np.int64)
+        periods = np.where(random[at], np.maximum(periods + rounding[at], left > ttl_s), periods)
+        more = np.floor(periods + _EPSILON).astype(np.int64)
         found[at] += more + 1
-        fresh_until = np.minimum(computed + more * cycle[at], ended[at]) + ttl_s
-        at = np.maximum(np.searchsorted(ends, visits.chain[at] * span + fresh_until + _EPSILON, "right"), at + 1)
+        fresh_until = np.minimum(computed + more * period[at], ended[at]) + ttl_s
+        computed_in, chain = visits.slot[at], visits.chain[at]
+        stale_at = np.maximum(np.searchsorted(ends, chain * span + fresh_until + _EPSILON, "right"), at + 1)
+        replaced_at = np.searchsorted(runs, chain * cycles + np.minimum(computed_in, cycles - 2), "right")
+        at = np.minimum(stale_at, np.maximum(replaced_at, at + 1))
         going = at < after
-        at, after, fresh_until = at[going], after[going], fresh_until[going]
-    return found
+        at, after, fresh_until, computed_in = at[going], after[going], fresh_until[going], computed_in[going]
+
+
+def _next_true(mask: Mask) -> Integers:
+    """Return of each place the next one that is true, itself included; the length if there is none."""
+    places = np.where(mask, np.arange(len(mask)), len(mask))
+    return np.minimum.accumulate(places[::-1])[::-1]
 
 
 def _estimate(sample: AccessSample, missed: Integers, days: Sequence[int], moved: Numbers | None = None) -> HitRate:
@@ -207,44 +238,77 @@ def _estimate(sample: AccessSample, missed: Integers, days: Sequence[int], moved
 
     `moved`: of each visit, by how much its entity moves the cutoff of a ranking, in misses.
     """
-    counted = ~sample.popular
-    if len(days) < len(sample.totals):
-        counted = counted & (sample.begun >= min(days, default=0) * DAY_S)
     total = sum(sample.totals[day] for day in days)
-    rest = total - sum(sample.popular_totals.get(day, 0) for day in days)
-    # every entity of the sample counts, also one without an access on these days, or one that was always popular
-    under = sample.under_threshold
-    entity = _numbered(np.diff(sample.entity[under]) != 0, int(np.count_nonzero(under)))
-    count, part = int(entity[-1]) + 1 if len(entity) else 0, 1 - sample.rate
-    known = float(missed[sample.popular].sum())
     unsure = _UNSURE * _joined(sample, min(days, default=0) * DAY_S) / max(total, 1)
-    if not total or (part and count < _LEAST):
+    known = float(missed[sample.popular].sum())
+    others = _Others.of(sample, missed, days)
+    if not total or (sample.rate < 1 and len(others.missed) < _LEAST):
         return HitRate(0.0, 0.0, 1.0)
-    of_entity, accesses = (
-        np.bincount(entity, np.where(counted, each, 0)[under], max(count, 1)) for each in (missed, sample.accesses)
-    )
-    if not part:
-        value = 1 - (known + float(of_entity.sum())) / total
-        return _within(value, unsure)
-    slope, weight = _slope(accesses, of_entity)
-    scaled = sample.distinct * float((of_entity - slope * accesses).mean())
-    of_cutoff = 0.0 if moved is None else moved[under][np.searchsorted(entity, np.arange(count))]
-    residual = of_entity - slope * accesses + of_cutoff
+    if sample.rate == 1:
+        return _within(1 - (known + float(others.missed.sum())) / total, unsure)
+    slopes, weight = _slopes(others.facts, others.missed)
+    residual = others.missed - others.facts @ slopes
+    scaled = sample.distinct * float(residual.mean())
+    if moved is not None:
+        entity, count = _under_threshold(sample)
+        residual = residual + moved[sample.under_threshold][np.searchsorted(entity, np.arange(count))]
     residual = (residual - residual.mean()) / (1 - weight)
     # the count of entities is not exact, and without a miss or a hit nobody knows more than the rule of three
-    least = 0 if of_entity.any() and (of_entity != accesses).any() else 3 / count
-    spread = math.hypot(_spread(residual) * math.sqrt(part), least)
+    accesses, part = others.facts[:, 0], math.sqrt(1 - sample.rate)
+    least = 0 if others.missed.any() and (others.missed != accesses).any() else 3 / len(accesses)
+    spread = math.hypot(_spread(residual) * part, least)
     deviation = math.hypot(sample.distinct * spread, _CONFIDENCE * _COUNT_ERROR * scaled) / total
     # more accesses are missing than chance explains: they are of hot entities, and not even the sample's hottest say
-    # how many of them are misses; at most as many as of others, at least none
-    missing = rest - sample.distinct * (float(accesses.mean()) + _spread(accesses - accesses.mean()) * math.sqrt(part))
-    of_hot = slope * max(missing, 0.0) / 2
-    value = 1 - (known + scaled + slope * rest - of_hot) / total
-    return _within(value, math.hypot(deviation, unsure) + of_hot / total)
+    # how many of them are misses; perhaps none
+    missing = others.totals[0] - sample.distinct * (float(accesses.mean()) + _spread(accesses - accesses.mean()) * part)
+    of_hot = min(max(slopes[0], 0.0), 1.0) * max(missing, 0.0) / total
+    value = 1 - (known + scaled + float(others.totals @ slopes)) / total
+    return _within(value, math.hypot(deviation, unsure), of_hot)
 
 
-def _within(value: float, deviation: float) -> HitRate:
-    return HitRate(*(min(max(each, 0.0), 1.0) for each in (value, value - deviation, value + deviation)))
+@dataclass(frozen=True)
+class _Others:
+    """What is known of the entities under the threshold on some days, while they were not popular.
+
+    `missed`: misses by entity; `facts`: what else is known of each, and, in `totals`, of all entities together, in the
+    sample or not: accesses, and days with accesses if those are counted. Shapes: (entities,), (entities, facts),
+    (facts,).
+    """
+
+    missed: Floats
+    facts: Floats
+    totals: Floats
+
+    @classmethod
+    def of(cls, sample: AccessSample, missed: Integers, days: Sequence[int]) -> _Others:
+        # every entity of the sample counts, also one without an access on these days, or one that was always popular
+        since, day = min(days, default=0), (sample.begun // DAY_S).astype(np.int64)
+        counted = ~sample.popular & (day >= since)
+        facts = [cls._sums(sample, np.where(counted, sample.accesses, 0))]
+        totals = [float(sum(sample.totals[one] - sample.popular_totals.get(one, 0) for one in days))]
+        if len(day) and all(one in sample.day_entities for one in days):
+            begins = np.append(True, (np.diff(sample.entity) != 0) | (np.diff(day) != 0) | np.diff(sample.popular))
+            facts.append(cls._sums(sample, counted & begins))
+            popular = int(np.count_nonzero(begins & sample.popular & (day >= since)))
+            totals.append(max(sum(sample.day_entities[one] for one in days) - popular, 0.0))
+        return cls(cls._sums(sample, np.where(counted, missed, 0)), np.stack(facts, 1), np.array(totals, np.float64))
+
+    @staticmethod
+    def _sums(sample: AccessSample, of_visit: Numbers) -> Floats:
+        entity, count = _under_threshold(sample)
+        sums: Floats = np.bincount(entity, of_visit[sample.under_threshold], count).astype(np.float64)
+        return sums
+
+
+def _under_threshold(sample: AccessSample) -> tuple[Integers, int]:
+    """Return the number of the entity of each visit under the threshold, and how many entities these are."""
+    entity = sample.entity[sample.under_threshold]
+    number = _numbered(np.diff(entity) != 0, len(entity))
+    return number, int(number[-1]) + 1 if len(number) else 0
+
+
+def _within(value: float, deviation: float, more: float = 0.0) -> HitRate:
+    return HitRate(*(min(max(each, 0.0), 1.0) for each in (value, value - deviation, value + deviation + more)))
 
 
 def _joined(sample: AccessSample, since: float) -> float:
@@ -269,16 +333,16 @@ def _spread(residuals: Numbers) -> float:
     return quantile * math.sqrt(variance / len(squares))
 
 
-def _slope(accesses: Numbers, missed: Numbers) -> tuple[float, Floats]:
-    """Return how many misses an access more means, and the weight of each entity in its own estimate (leverage)."""
-    away = accesses - accesses.mean()
-    squares = float((away**2).sum())
-    if not squares:
-        return 0.0, np.full(len(away), 1 / len(away))
-    # an access more is at most one miss more; a single heavy entity weighs at most nine tenths
-    return min(max(float((away * missed).sum()) / squares, 0.0), 1.0), np.minimum(
-        1 / len(away) + away**2 / squares, 0.9
-    )
+def _slopes(facts: Floats, missed: Floats) -> tuple[Floats, Floats]:
+    """Return how many misses one more of each fact means, and the weight of each entity in its own estimate (leverage).
+
+    Shapes: (facts,) and (entities,).
+    """
+    away = facts - facts.mean(axis=0)
+    inverse = np.linalg.pinv(away.T @ away)
+    slopes = inverse @ (away.T @ missed)
+    # a single heavy entity weighs at most nine tenths
+    return slopes, np.minimum(1 / len(away) + ((away @ inverse) * away).sum(axis=1), 0.9)
 
 
 # --- which entities are precomputed ---
@@ -289,8 +353,7 @@ class RankCurve:
     """Hit rates of the last days, if runs score the first entities of a ranking by the days before.
 
     `place`: of each visit's entity in the ranking: how many entities of all, in the sample or not, come before it.
-    `days`, `last`: on how many of the earlier days that entity was asked for, and how many days before the last ones it
-    was last asked for (0: the day before; -1: never). `missed`, `left`: misses of each visit, if runs do not score its
+    `missed`, `left`: misses of each visit, if runs do not score its
     entity, and if they do. `predicted`: the last days; `most`: the number of all entities.
     """
 
@@ -298,8 +361,6 @@ class RankCurve:
     predicted: Sequence[int]
     most: float
     place: Floats
-    days: Integers
-    last: Integers
     missed: Integers
     left: Integers
 
@@ -312,40 +373,22 @@ class RankCurve:
         a_place = float(gained.sum()) / (min(entities, _NEAR * self.most) + _NEAR * self.most)
         return _estimate(self.sample, np.where(first, self.left, self.missed), self.predicted, first * a_place)
 
-    def entities_for(self, wanted: float) -> float | None:
-        """Return how many entities have to be precomputed for a hit rate; None: more than are known."""
-        steps = np.append(np.unique(self.place), np.inf)
-        low, high = 0, len(steps) - 1
-        if self.at(float(steps[high])).value < wanted - _EPSILON:
-            return None
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (
-                (low, middle) if self.at(float(steps[middle])).value >= wanted - _EPSILON else (middle + 1, high)
-            )
-        return float(min(steps[low], self.most))
-
 
 @lru_cache(maxsize=_REMEMBERED)
 def rank_curve(
     sample: AccessSample, policy: Policy, ranking: Ranking, entities: float | None = None
 ) -> RankCurve | None:
-    """Return the hit rates by rank: ranks from the earlier days, hit rates of the last third; None below two days.
+    """Return the hit rates by rank: ranks from the earlier days, hit rates of the last half; None below two days.
 
     `entities`: how many there are, asked for or not; None: those of the sample.
     """
     numbers = sorted(sample.totals)
     if len(numbers) < 2:
         return None
-    predicted = numbers[-max(len(numbers) // 3, 1) :]
+    predicted = numbers[-(len(numbers) // 2) :]
     late = sample.begun >= predicted[0] * DAY_S
     accesses, newest, days = _before(sample, numbers[: numbers.index(predicted[0])])
-    last = np.where(days > 0, predicted[0] - 1 - np.where(days > 0, newest, 0) // DAY_S, -1).astype(np.int64)
-    keys = {
-        Ranking.HOTTEST: (newest, accesses),
-        Ranking.LATEST: (accesses, newest),
-        Ranking.DAYS: (-last, days),
-    }[ranking]
+    keys = (newest, accesses) if ranking is Ranking.HOTTEST else (accesses, newest)
     # nobody can rank who was never asked for: they are spread among all others that were not
     entity, known = _entities(sample), int(np.count_nonzero(days))
     order = np.concatenate([np.lexsort(keys)[::-1][:known], _scattered(np.flatnonzero(days == 0))])
@@ -356,13 +399,14 @@ def rank_curve(
     place = np.empty(len(order))
     place[order] = np.cumsum(stands_for) - stands_for
     missed, left = (np.where(late, each, 0) for each in (misses(sample, policy, ~late & late), misses(sample, policy)))
-    return RankCurve(sample, predicted, most, place[entity], days[entity], last[entity], np.maximum(missed, left), left)
+    return RankCurve(sample, predicted, most, place[entity], np.maximum(missed, left), left)
 
 
 def _before(sample: AccessSample, early: Sequence[int]) -> tuple[Floats, Floats, Integers]:
     """Return each entity's accesses on the early days, the time of its latest one (-inf: none), and days with any.
 
-    Of an entity that is logged only while it is popular, other days are unknown: they count as its average day.
+    Of an entity that is logged only while it is popular, other days are unknown: they count as its average day, with
+    accesses at random times.
     """
     day, entity, count = (sample.begun // DAY_S).astype(np.int64), _entities(sample), sample.entities
     seen = np.unique(entity * 2**20 + day)
@@ -374,9 +418,22 @@ def _before(sample: AccessSample, early: Sequence[int]) -> tuple[Floats, Floats,
     partly[entity[sample.under_threshold]] = False
     average = np.bincount(entity, sample.accesses, count) / np.bincount(seen // 2**20, minlength=count)
     missing = np.where(partly, len(early) - days, 0)
-    ends = (early[-1] + 1.0) * DAY_S
-    newest = np.where(missing > 0, np.maximum(newest, ends - DAY_S / (average + 1)), newest)
+    is_last = day == early[-1]
+    by_chance = np.maximum(newest, _latest_by_chance(sample.begun[is_last], average))
+    newest = np.where(partly & (np.bincount(entity, is_last, count) == 0), by_chance, newest)
     return accesses + missing * average, newest, days + missing
+
+
+def _latest_by_chance(at: Floats, accesses: Floats) -> Floats:
+    """Return when each entity may have had the latest of its accesses of a day. `at`: the times of others (any order).
+
+    The latest of so many is before a time by chance (Poisson), so it is drawn: evenly, and always the same.
+    """
+    if not len(at):
+        return np.full(len(accesses), -np.inf)
+    chance = (np.arange(1, len(accesses) + 1) * _GOLDEN) % 1
+    place = (1 + np.log(chance) / accesses) * len(at)
+    return np.where(place < 0, -np.inf, np.sort(at)[np.maximum(place, 0).astype(np.intp)])
 
 
 def _stand_for(sample: AccessSample) -> Floats:

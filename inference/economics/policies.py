@@ -1,4 +1,4 @@
-"""Defines what the simulator compares: a schedule, age limits, the entities that runs compute, and workers."""
+"""Defines what hit-rate curves and the simulator compare: a schedule, age limits, precomputed entities, and workers."""
 
 from __future__ import annotations
 
@@ -69,6 +69,16 @@ class Policy:
             features_now=not model.batch.feature_table,
             has_default=model.realtime.default is not None,
         )
+
+    @property
+    def batch_fresh_s(self) -> float:
+        """How long a run's answers count as fresh, from its start."""
+        return min(max(self.rules.batch_ttl_s, self.rules.min_recompute_interval_s), self.keep_s)
+
+    @property
+    def realtime_fresh_s(self) -> float:
+        """How long an answer on demand counts as fresh, if it is computed from features of its moment."""
+        return min(max(self.rules.realtime_ttl_s, self.rules.min_recompute_interval_s), self.realtime_keep_s)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, by the names that `parse_policy` takes; durations in seconds."""

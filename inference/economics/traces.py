@@ -5,6 +5,7 @@ A trace lies in an unnamed temporary file of 12 bytes a request, so that memory 
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -221,7 +222,7 @@ def _milliseconds(column: pa.Array, columns: Columns) -> Times:
         raise BadInput(f"--trace: column {name} has a row without a time", field="time_column")
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        column = pc.cast(column, pa.timestamp("ms", "UTC"))
+        column = _parsed(column, name)
     elif pa.types.is_date(kind):
         column = pc.cast(column, pa.timestamp("ms"))
     if pa.types.is_timestamp(column.type):
@@ -236,6 +237,22 @@ def _milliseconds(column: pa.Array, columns: Columns) -> Times:
             f"{columns.unit}: give --time-unit", field="time_unit",
         )  # fmt: skip
     return np.floor(times).astype(np.int64)
+
+
+def _parsed(texts: pa.Array, name: str) -> pa.Array:
+    """Return timestamps of texts in ISO 8601; those without a zone are in UTC."""
+    zoned = pc.match_substring_regex(texts, r"(Z|[+-]\d\d(:?\d\d)?)$")
+    # a date alone ends like a zone
+    zoned = pc.and_(zoned, pc.match_substring(texts, ":"))
+    try:
+        return pc.cast(pc.if_else(zoned, texts, pc.binary_join_element_wise(texts, "Z", "")), pa.timestamp("ms", "UTC"))
+    except pa.ArrowInvalid as error:
+        found = re.search("'.*?'", str(error))
+        what = found[0].removesuffix("Z'").removesuffix("'") + "'" if found else "a text"
+        raise BadInput(
+            f"--trace: column {name} holds {what}, which is neither a number nor a time in ISO 8601",
+            field="time_column",
+        ) from error
 
 
 # --- the temporary file ---

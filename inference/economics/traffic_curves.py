@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from inference.batch import slot_after
 from inference.economics.estimate import SECONDS_PER_DAY, estimate
-from inference.economics.hit_curves import HitRate, Policy, RankCurve, Ranking, hit_rate, rank_curve
+from inference.economics.hit_curves import HitRate, RankCurve, Ranking, hit_rate, rank_curve
 from inference.economics.inputs import CostInputs, Figure
+from inference.economics.policies import Policy
 from inference.monitoring.access_sample import AccessSample
 from inference.settings import ModelSettings
 
@@ -148,8 +148,14 @@ def traffic_curves(
     little = _too_little(settings, sample)
     if not sample.total or not sample.entities:
         return TrafficCurves(model, sample, [], little, measured)
-    today = _policy(settings, sample, figures, run_s or 0.0)
-    maker = _Maker(sample, today, inputs, oldest_s, little is not None)
+    batch = settings.batch
+    interval_s = None
+    if batch.schedule is not None and batch.prediction_table and "runs_per_day" in figures:
+        interval_s = SECONDS_PER_DAY / figures["runs_per_day"].value
+    today = replace(Policy.of("today", settings), run_s=run_s or 0.0)
+    if interval_s is None:
+        today = replace(today, schedule=None)
+    maker = _Maker(sample, today, interval_s, inputs, oldest_s, little is not None)
     curves = [maker.batch_ttl(), *maker.shares(figures.get("entities")), maker.interval(), maker.realtime_ttl()]
     return TrafficCurves(model, sample, [curve for curve in curves if curve.points], little, measured)
 
@@ -165,44 +171,33 @@ def _too_little(settings: ModelSettings, sample: AccessSample) -> str | None:
     )
 
 
-def _policy(settings: ModelSettings, sample: AccessSample, figures: Mapping[str, Figure], run_s: float) -> Policy:
-    """Return how answers are made and kept today."""
-    batch, realtime = settings.batch, settings.realtime
-    interval_s, offset_s = None, 0.0
-    if batch.schedule is not None and batch.prediction_table and "runs_per_day" in figures:
-        interval_s = SECONDS_PER_DAY / figures["runs_per_day"].value
-        offset_s = slot_after(batch.schedule, batch.timezone, sample.since)
-    return Policy(
-        min(realtime.ttl, realtime.keep), min(batch.ttl, batch.keep), interval_s, run_s=run_s, offset_s=offset_s
-    )
-
-
 @dataclass(frozen=True)
 class _Maker:
-    """Makes the curves around today's policy, each of which changes one thing."""
+    """Makes the curves around today's policy, each of which changes one thing. `interval_s`: between runs today."""
 
     sample: AccessSample
     today: Policy
+    interval_s: float | None
     inputs: CostInputs | None
     oldest_s: float | None
     little: bool
 
     def batch_ttl(self) -> TrafficCurve:
-        if self.today.interval_s is None:
+        if self.interval_s is None:
             return TrafficCurve(CurveName.BATCH_TTL, [], None, None, "no schedule")
-        now = self.today.batch_ttl_s
-        points = [self._point(ttl_s, replace(self.today, batch_ttl_s=ttl_s)) for ttl_s in self._durations(TTLS, now)]
-        return self._of_durations(CurveName.BATCH_TTL, self._rising(points), now)
+        return self._of_ttl(CurveName.BATCH_TTL, self.today.rules.batch_ttl_s, "batch_ttl_s")
 
     def realtime_ttl(self) -> TrafficCurve:
-        now = self.today.realtime_ttl_s
-        points = [self._point(ttl_s, replace(self.today, realtime_ttl_s=ttl_s)) for ttl_s in self._durations(TTLS, now)]
-        return self._of_durations(CurveName.REALTIME_TTL, self._rising(points), now)
+        return self._of_ttl(CurveName.REALTIME_TTL, self.today.rules.realtime_ttl_s, "realtime_ttl_s")
 
     def interval(self) -> TrafficCurve:
-        now = self.today.interval_s
-        points = [self._point(each, replace(self.today, interval_s=each)) for each in self._durations(INTERVALS, now)]
-        allowed = [point for point in points if self.oldest_s is None or point.at + self.today.run_s <= self.oldest_s]
+        now = self.interval_s
+        points = [
+            self._point(each, self.today if each == now else self._every(each), each)
+            for each in self._durations(INTERVALS, now)
+        ]
+        oldest_s = math.inf if self.oldest_s is None else self.oldest_s - (self.today.run_s or 0.0)
+        allowed = [point for point in points if point.at <= oldest_s]
         advised = self._cheapest(allowed) or _rarest(allowed)
         return self._curve(
             CurveName.INTERVAL, points, now, advised, "the most hits of what costs hardly more than the cheapest"
@@ -211,29 +206,33 @@ class _Maker:
     def shares(self, entities: Figure | None) -> Iterable[TrafficCurve]:
         """Yield a curve for each ranking."""
         count = self.sample.distinct if entities is None else max(entities.value, self.sample.distinct)
-        policy = self.today if self.today.interval_s else replace(self.today, interval_s=float(SECONDS_PER_DAY))
+        policy = self.today if self.interval_s else self._every(SECONDS_PER_DAY)
         for name, ranking in ((CurveName.HOTTEST, Ranking.HOTTEST), (CurveName.LATEST, Ranking.LATEST)):
             curve = rank_curve(self.sample, policy, ranking, count)
             if curve is None:
                 yield TrafficCurve(name, [], None, None, "two days of accesses are needed")
                 continue
-            points = self._rising([self._share_point(curve, share, count, policy) for share in SHARES])
+            points = self._rising([self._share_point(curve, share, count) for share in SHARES])
             advised = self._cheapest(points) or _smallest(points)
-            now = 1.0 if self.today.interval_s else 0.0
+            now = 1.0 if self.interval_s else 0.0
             yield self._curve(name, points, now, advised, "the most hits of what costs hardly more than the cheapest")
 
-    def _share_point(self, curve: RankCurve, share: float, entities: float, policy: Policy) -> CurvePoint:
+    def _share_point(self, curve: RankCurve, share: float, entities: float) -> CurvePoint:
         rate = curve.at(share * entities)
-        return CurvePoint(share, rate, self._cost(rate, share=share, interval_s=policy.interval_s if share else None))
+        interval_s = self.interval_s or SECONDS_PER_DAY
+        return CurvePoint(share, rate, self._cost(rate, share=share, interval_s=interval_s if share else None))
+
+    def _every(self, interval_s: float) -> Policy:
+        return replace(self.today, schedule=duration_setting(interval_s))
 
     def _durations(self, usual: Iterable[float], now: float | None) -> list[float]:
         """Return the points to look at: of the usual ones those that so much traffic can tell about, and today's."""
         most = max(self.sample.hours * 1800, min(usual))
         return sorted({float(each) for each in usual if each <= most} | ({now} if now else set()))
 
-    def _point(self, at: float, policy: Policy) -> CurvePoint:
+    def _point(self, at: float, policy: Policy, interval_s: float | None) -> CurvePoint:
         rate = hit_rate(self.sample, policy)
-        return CurvePoint(at, rate, self._cost(rate, interval_s=policy.interval_s))
+        return CurvePoint(at, rate, self._cost(rate, interval_s=interval_s))
 
     def _cost(self, rate: HitRate, *, interval_s: float | None, share: float = 1.0) -> float | None:
         """Return the cost of a day by the formulas of the estimate; without an interval nothing is precomputed."""
@@ -254,7 +253,13 @@ class _Maker:
             risen.append(replace(point, hit_rate=HitRate(*rates)))
         return risen
 
-    def _of_durations(self, name: CurveName, points: Sequence[CurvePoint], now: float) -> TrafficCurve:
+    def _of_ttl(self, name: CurveName, now: float, rule: str) -> TrafficCurve:
+        """Return the curve of a ttl that is `now` today; `rule`: its name in `FreshnessRules`."""
+        policies = {
+            ttl_s: replace(self.today, rules=replace(self.today.rules, **{rule: ttl_s}))
+            for ttl_s in self._durations(TTLS, now)
+        }
+        points = self._rising([self._point(ttl_s, policy, self.interval_s) for ttl_s, policy in policies.items()])
         allowed = [point for point in points if self.oldest_s is None or point.at <= self.oldest_s]
         why = f"a longer ttl adds less than {100 * _WORTH:g} % of hits"
         if self.oldest_s is not None:

@@ -13,6 +13,7 @@ from inference.failures import Failures
 from inference.features import FeatureContract, FeatureFunctions, Vectoriser, read_contract, written_contract
 from inference.features.functions import check_code_allowed
 from inference.logs import get_logger
+from inference.models.class_labels import read_class_labels
 from inference.models.formats import Format, require_model_file
 from inference.models.load_limits import LoadLimits, bounded_growth, run_model_process, with_fix
 from inference.models.loaded import LoadedModel
@@ -96,6 +97,7 @@ def load_version(
         result = warm_up(runtime, vectoriser, rows, sizes=warm_up_rows, is_proved=is_proved)
     else:
         result = WarmUpResult(runtime.signature, f"{without_rows}; until then only clients of /v1 can call it")
+    labels, labels_notice = read_class_labels(folder, result.signature.model_outputs)
     record = VersionRecord(
         version=version,
         state="ready",
@@ -106,9 +108,10 @@ def load_version(
         format=format_.name,
         unproven=result.unproven,
         # a version that answered rows before keeps its notice
-        notice=_notice(runtime, known.notice if is_proved and known else result.remark),
+        notice=_notice(runtime, labels_notice, known.notice if is_proved and known else result.remark),
         signatures=signatures,
         own_signature=own,
+        class_labels=labels,
     )
     took_s = round(time.monotonic() - started, 2)
     log.info("model.loaded", model=model, version=version, device=runtime.device, took_s=took_s)
@@ -131,9 +134,11 @@ def _check_size(*signatures: Signature | GraphSignature) -> None:
         )
 
 
-def _notice(runtime: Runtime, remark: str | None) -> str | None:
-    """Return the warnings of a version's runtime and of its warm-up; None for none."""
-    return "; ".join(filter(None, [getattr(runtime, "notice", ""), remark])) or None
+def _notice(runtime: Runtime, *remarks: str | None) -> str | None:
+    """Return the warnings of a version's runtime and further ones; None for none."""
+    # a remark that was kept has those of the last load, too
+    said = [one for remark in (getattr(runtime, "notice", ""), *remarks) if remark for one in remark.split("; ")]
+    return "; ".join(dict.fromkeys(said)) or None
 
 
 def _check_missing_text(contract: FeatureContract, format_: Format) -> None:

@@ -63,7 +63,8 @@ class VersionRecord:
     not replace another one; None if it has. `notice`: a warning about a version that may answer nevertheless. The
     contract is empty if the model's features are not listed: it takes tensors only. `signatures`: those of a SavedModel
     by name, each callable over the serving protocols; empty for other formats. `own_signature`: the one behind
-    `signature`, which is empty if that one computes no rows.
+    `signature`, which is empty if that one computes no rows. `class_labels`: names of the classes that its outputs
+    score, by number; empty if it has none.
     """
 
     version: int
@@ -78,6 +79,7 @@ class VersionRecord:
     notice: str | None = None
     signatures: dict[str, GraphSignature] = field(default_factory=dict)
     own_signature: str = ""
+    class_labels: tuple[str, ...] = ()
 
     @property
     def computes_rows(self) -> bool:

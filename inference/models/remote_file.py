@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -25,10 +26,12 @@ from inference.errors import ModelError
 from inference.field_errors import describe_error_in_file
 from inference.redaction import remember_secret
 from inference.settings import parse_duration
-from inference.settings.server_urls import split_http_url
+from inference.settings.server_urls import GRPC_SCHEMES, HTTP_SCHEMES, split_engine_url
 from inference.small_files import read_small_text
 
 REMOTE_FILE = "remote.toml"
+#: the names of the protocols over gRPC end so
+_GRPC = "-grpc"
 
 #: the message for an address of `is_metadata_address`
 NEVER_ASKED = "is link-local or a cloud's metadata service, which workers never ask: correct the url"
@@ -46,13 +49,14 @@ class RemoteEngine(BaseModel):
     """The engine that computes a model, and the form of its requests. Durations in seconds once loaded.
 
     `url`: may hold a user and a password, so it prints as stars. `version` or `label`: the version to ask for; with
-    neither, the engine chooses. `signature`: for TensorFlow Serving. `form`: one object a row, or one array an input.
+    neither, the engine chooses. `signature`: for TensorFlow Serving. `form`: one object a row, or one array an input,
+    in JSON.
     `retries`: how often a request without an answer, or with one that says to try again, is sent again.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    protocol: Literal["tensorflow-serving", "open-inference"]
+    protocol: Literal["tensorflow-serving", "open-inference", "tensorflow-serving-grpc", "open-inference-grpc"]
     url: SecretStr
     name: Annotated[str, Field(min_length=1, max_length=200)]
     version: Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)] | None = (
@@ -66,13 +70,29 @@ class RemoteEngine(BaseModel):
 
     @field_validator("url")
     @classmethod
-    def _legal_url(cls, value: SecretStr) -> SecretStr:
+    def _legal_url(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
         text = value.get_secret_value()
         remember_secret(text)
-        parts = split_http_url(text)
+        by_grpc = str(info.data.get("protocol", "")).endswith(_GRPC)
+        parts = split_engine_url(text, GRPC_SCHEMES if by_grpc else HTTP_SCHEMES)
         if parts.query or parts.fragment:
             raise ValueError("a URL of an engine has no ? and no #: give the user and the password before its host")
+        if by_grpc and (parts.port is None or parts.path.strip("/")):
+            raise ValueError(
+                "an engine's URL for gRPC is grpc://host:port without a path: TensorFlow Serving's port is 8500, "
+                "Triton's 8001"
+            )
         return SecretStr(text.rstrip("/"))
+
+    @property
+    def by_grpc(self) -> bool:
+        """Whether the engine is asked by gRPC, not HTTP."""
+        return self.protocol.endswith(_GRPC)
+
+    @property
+    def is_open_inference(self) -> bool:
+        """Whether the engine speaks the Open Inference Protocol, not TensorFlow Serving's."""
+        return self.protocol.startswith("open-inference")
 
     @property
     def place(self) -> str:
@@ -93,8 +113,14 @@ class RemoteEngine(BaseModel):
         if self.version and self.label:
             raise ValueError("version and label exclude each other")
         others = self.model_fields_set & {"label", "signature", "form"}
-        if self.protocol == "open-inference" and others:
+        if self.is_open_inference and others:
             raise ValueError(f"{min(others)} is TensorFlow Serving's: the Open Inference Protocol has none")
+        if not self.by_grpc or self.is_open_inference:
+            return self
+        if "form" in others:
+            raise ValueError("form is for JSON: gRPC has one form only")
+        if self.version and not (self.version.isascii() and self.version.isdecimal()):
+            raise ValueError("version is no whole number, as TensorFlow Serving's are")
         return self
 
 

@@ -17,7 +17,6 @@ from inference.errors import StoreUnavailable, Unreadable
 from inference.logs import get_logger
 from inference.monitoring.access_sample import (
     EVERYBODY,
-    MOST_POPULAR,
     VISIT_GAP_TICKS,
     VISITS,
     Visits,
@@ -25,6 +24,8 @@ from inference.monitoring.access_sample import (
     day_bytes,
     joined,
     merged,
+    most_popular,
+    sample_bytes,
     visits_at,
 )
 from inference.monitoring.asked_filters import DAY_S, Filter, filter_bytes, places_of
@@ -201,8 +202,9 @@ class AccessLog:
             pipeline.expire(name, _kept_s(settings.days))
         _, _, sampled_bytes, _, popular_bytes, _ = await pipeline.execute()
         most = day_bytes(settings.days)
-        if sampled_bytes > most:
-            await self._cut(about, names[0], "sample_cuts", "threshold", partial(cut, most_bytes=most), settings)
+        room = sample_bytes(settings.days, popular_bytes)
+        if sampled_bytes > room:
+            await self._cut(about, names[0], "sample_cuts", "threshold", partial(cut, most_bytes=room), settings)
         if popular_bytes > most:
             await self._cut(about, names[1], "popular_cuts", "gap", partial(joined, most_bytes=most), settings)
 
@@ -246,15 +248,15 @@ class AccessLog:
         if settings.enabled:
             (threshold,) = await self._client.exchange([("HGET", self._keys.accesses(model, today), "threshold")])
             day.threshold = int(threshold or EVERYBODY)
-            await self._choose_popular(model, day, int(now // 3600))
+            await self._choose_popular(model, day, int(now // 3600), most_popular(settings.days))
         return day
 
-    async def _choose_popular(self, model: str, day: _Day, hour: int) -> None:
+    async def _choose_popular(self, model: str, day: _Day, hour: int, most: int) -> None:
         """Choose the popular entities: once a day those of the day before, or each hour on the first day of a log."""
         if day.chosen_at is not None and (len(day.popular) or day.chosen_at == hour):
             return
         names = [self._keys.asked_most(model, day.number - back) for back in (1, 0)]
-        before, today = await self._client.exchange([("ZREVRANGE", name, 0, MOST_POPULAR - 1) for name in names])
+        before, today = await self._client.exchange([("ZREVRANGE", name, 0, most - 1) for name in names])
         is_later = day.chosen_at is not None
         day.popular = np.sort(np.frombuffer(b"".join(before or (today if is_later else ())), "<u8"))
         day.chosen_at = hour

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.clock import Clock, system_clock
-from inference.monitoring.asked_filters import DAY_S
+from inference.monitoring.asked_filters import DAY_S, count_asked
 from inference.monitoring.id_hashes import Words
 from inference.redis.clients import Client
 from inference.redis.keys import Keys
@@ -27,8 +27,8 @@ from inference.stored_data import count_in, reading
 MOST_BYTES = 800_000
 #: the threshold of the upper 48 bits of hashes that takes every entity
 EVERYBODY = 1 << 48
-#: entities that are logged for being popular
-MOST_POPULAR = 512
+#: entities that are logged for being popular, and the visits that a day has room for, by each of them
+_MOST_POPULAR, _POPULAR_VISITS = 1024, 4
 #: seconds of a unit of time within a day; a day has as many as 16 bits can count
 TICK_S = DAY_S / (1 << 16)
 #: accesses of an entity that are no further apart become one visit when a day is full: a minute
@@ -46,8 +46,18 @@ Visits = npt.NDArray[np.void]
 
 
 def day_bytes(days: int) -> int:
-    """Return the size in bytes of a day's sample, and of its popular entities' visits, if so many days are kept."""
+    """Return the size in bytes of the visits of a day's popular entities, if so many days are kept."""
     return MOST_BYTES // (2 * days) // VISITS.itemsize * VISITS.itemsize
+
+
+def sample_bytes(days: int, popular: int) -> int:
+    """Return the size in bytes of a day's sample: what its popular entities' visits leave, and at least as much."""
+    return 2 * day_bytes(days) - min(popular, day_bytes(days))
+
+
+def most_popular(days: int) -> int:
+    """Return how many entities are logged for being popular, if so many days are kept."""
+    return min(_MOST_POPULAR, day_bytes(days) // (_POPULAR_VISITS * VISITS.itemsize))
 
 
 def visits_at(hashes: Words, at: float | npt.NDArray[np.float64], threshold: int) -> Visits:
@@ -110,7 +120,7 @@ class SampledDay:
     """A day as it is in Redis: its visits, the threshold that they are under, and all accesses, sampled or not.
 
     `popular`: the visits of entities while they were popular, which are not in `visits`; `popular_total`: how many
-    accesses those were.
+    accesses those were. `entities`: how many were asked for, sampled or not; None: not known.
     """
 
     visits: Visits
@@ -118,6 +128,7 @@ class SampledDay:
     total: int
     popular: Visits = field(default_factory=lambda: np.zeros(0, VISITS))
     popular_total: int = 0
+    entities: float | None = None
 
 
 @dataclass(frozen=True, eq=False)  # equal only to itself, so that results about it can be remembered
@@ -127,8 +138,9 @@ class AccessSample:
     `entity`: which entity it was (48 bits of a hash; shape (n,), as all arrays); `begun` and `ended`: first and last
     access of a visit, epoch seconds, to a second; `accesses`: their number; `popular`: whether it was logged because
     the entity was popular, and not as one of the `rate` (0 to 1) of all entities. Of all accesses, logged or not:
-    `totals`, their number by day (days since the epoch), `popular_totals`, the number of those with `popular`, and
-    `distinct`, the number of their entities. `since`, `until`: what the sample covers, epoch seconds.
+    `totals`, their number by day (days since the epoch), `popular_totals`, the number of those with `popular`,
+    `day_entities`, the number of each day's entities (a day without it is missing), and `distinct`, the number of
+    entities on all days. `since`, `until`: what the sample covers, epoch seconds.
     """
 
     entity: Words
@@ -139,6 +151,7 @@ class AccessSample:
     rate: float
     totals: dict[int, int]
     popular_totals: dict[int, int]
+    day_entities: dict[int, float]
     distinct: float
     since: float
     until: float
@@ -184,13 +197,16 @@ class AccessSample:
             commands += [about, *[("GET", name) for name in names]]
         since, *replies = client.exchange(commands)
         distinct = client.pfcount(*[keys.asked(model, day) for day in numbers])
+        entities = count_asked(client, keys, model, numbers)
         read = {}
         with reading("the access log"):
             for day, about, *parts in zip(numbers, replies[::3], replies[1::3], replies[2::3], strict=True):
                 total, threshold, popular_total = (count_in(each or b"0") for each in about)
                 visits, popular = (np.frombuffer(part or b"", VISITS) for part in parts)
                 if total:
-                    read[day] = SampledDay(visits, threshold or EVERYBODY, total, popular, popular_total)
+                    read[day] = SampledDay(
+                        visits, threshold or EVERYBODY, total, popular, popular_total, entities.get(day)
+                    )
             start = max(float(since or now), numbers[0] * DAY_S)
         return cls.of(read, distinct=int(distinct), since=start, until=now)
 
@@ -227,6 +243,7 @@ class AccessSample:
             rate,
             {number: day.total for number, day in days.items()},
             {number: day.popular_total for number, day in days.items()},
+            {number: day.entities for number, day in days.items() if day.entities is not None},
             distinct,
             since,
             until,

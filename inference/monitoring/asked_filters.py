@@ -6,6 +6,8 @@ asked for if all entities of the serving generation were asked for that day, and
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,6 +28,8 @@ SMALLEST_BYTES, LARGEST_BYTES = 64 << 10, 16 << 20
 USUAL_BYTES = 1 << 20
 #: bytes that are read or written at once: Redis is busy with them for less than a tenth of a millisecond
 PIECE_BYTES = 1 << 18
+#: with more of its bits set, a filter does not tell how many entities were asked for
+_FULL = 0.98
 #: rows that are tested at a time
 _BLOCK = 1 << 16
 
@@ -110,6 +114,25 @@ class Filter:
         np.bitwise_or.at(self._bytes, places.ravel() >> 3, (128 >> (places.ravel() & 7)).astype(np.uint8))
 
 
+def count_asked(client: Client, keys: Keys, model: str, days: Iterable[int]) -> dict[int, float]:
+    """Return how many entities were asked for on each day (days since the epoch), by the bits of its filter.
+
+    They are right to 0.1 %. A day without a filter, or with a full one, is missing.
+
+    Raises:
+        StoreUnavailable: Redis did not answer.
+    """
+    names = {day: keys.asked_filter(model, day) for day in days}
+    sizes = client.exchange([("STRLEN", name) for name in names.values()])
+    counts = {}
+    for (day, name), size in zip(names.items(), sizes, strict=True):
+        pieces = [("BITCOUNT", name, at, at + PIECE_BYTES - 1) for at in range(0, size, PIECE_BYTES)]
+        share = sum(client.exchange(pieces)) / (8 * size) if size else 1.0
+        if share < _FULL:  # linear counting: Whang et al., 1990
+            counts[day] = -math.log1p(-share) * 8 * size / PLACES
+    return counts
+
+
 @dataclass(frozen=True)
 class AskedFilters:
     """Tells which entities of a model were asked for in the last days.
@@ -176,17 +199,3 @@ class AskedFilters:
                 whole.merge(one)
             groups.append((whole, filters))
         return groups
-
-    def days_asked(self, hashes: Words) -> npt.NDArray[np.uint8]:
-        """Return on how many of the days each entity was asked for."""
-        counts = np.zeros(len(hashes), np.uint8)
-        for _, one in self._by_age:
-            counts += one.contains(hashes)
-        return counts
-
-    def last_asked(self, hashes: Words) -> npt.NDArray[np.int16]:
-        """Return how many days ago each entity was last asked for: 0 today, -1 on none of the days."""
-        ages = np.full(len(hashes), -1, np.int16)
-        for age, one in reversed(self._by_age):
-            ages[one.contains(hashes)] = age
-        return ages

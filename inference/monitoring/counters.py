@@ -156,6 +156,15 @@ class HitRecorder:
         """Count one message to the real-time workers."""
         MICRO_BATCH.add(self._counts[model], rows)
 
+    def record_tensors(self, model: str, version: int, took_s: float, *, rows: int, calls: int) -> None:
+        """Count one request for tensors. `calls`: of the model, 0 if it failed. `version`: 0 for the active one."""
+        counts, field = self._counts[model], f"{TENSORS}:{version}:"
+        counts[field + ("requests" if calls else "failed")] += 1
+        counts[field + ("us" if calls else "failed_us")] += took_s * 1e6
+        if calls:
+            counts[field + "rows"] += rows
+            counts[field + "calls"] += calls
+
     async def flush(self) -> None:
         """Add the counts to the current minute and to the totals in Redis, and the entities to the access log.
 
@@ -178,6 +187,9 @@ class HitRecorder:
             for field, count in counts.items():
                 pipeline.hincrby(self._keys.hits(model, minute), field, count)
                 pipeline.hincrby(self._keys.hit_totals(model), field, count)
+                if field.startswith(TENSORS) and field.endswith(":requests"):
+                    last = f"{field.removesuffix('requests')}last_ms"
+                    pipeline.hset(self._keys.hit_totals(model), last, int(self._clock() * 1000))
             pipeline.expire(self._keys.hits(model, minute), KEEP_S)
         # batch workers leave room for requests
         pipeline.set(self._keys.requests, 1, px=REQUESTS_SEEN_MS)
@@ -256,6 +268,31 @@ class RecorderThread:
 FALLBACKS = "fallback"
 #: prefix of the fields that count parity results; PATH:RESULT follows
 PARITY = "parity"
+#: prefix of the fields that count requests for tensors; VERSION:NAME follows
+TENSORS = "tensors"
+
+
+@dataclass(frozen=True)
+class TensorRequests:
+    """The requests for tensors that one version got, ever. `last_ms`: when it last computed one, epoch milliseconds."""
+
+    requests: int = 0
+    us: int = 0
+    rows: int = 0
+    calls: int = 0
+    failed: int = 0
+    failed_us: int = 0
+    last_ms: int = 0
+
+    @classmethod
+    def of(cls, totals: Mapping[str, int]) -> dict[int, TensorRequests]:
+        """Return version → requests; version 0: requests for the active version, whichever it was, that failed."""
+        known = {one.name for one in dataclasses.fields(cls)}
+        found: defaultdict[int, dict[str, int]] = defaultdict(dict)
+        for (version, name), count in counted(totals, TENSORS).items():
+            if version.isdecimal() and name in known:
+                found[int(version)][name] = count
+        return {version: cls(**counts) for version, counts in found.items()}
 
 
 class ParityResult(StrEnum):
@@ -279,13 +316,13 @@ class MinuteCounts:
 
     def add(self, model: str, kind: str, counts: Mapping[str, int]) -> None:
         """Add counts of a kind. If Redis does not answer, drops them and logs the loss."""
-        minute = self._keys.hits(model, int(self._clock() // 60))
         pipeline = self._client.pipeline(transaction=False)
-        for name, count in counts.items():
-            for key in (minute, self._keys.hit_totals(model)):
-                pipeline.hincrby(key, f"{kind}:{name}", count)
-        pipeline.expire(minute, KEEP_S)
         try:
+            minute = self._keys.hits(model, int(self._clock() // 60))
+            for name, count in counts.items():
+                for key in (minute, self._keys.hit_totals(model)):
+                    pipeline.hincrby(key, f"{kind}:{name}", count)
+            pipeline.expire(minute, KEEP_S)
             pipeline.execute()
         except StoreUnavailable as error:
             log.warning("counts.dropped", kind=kind, error=error.message)

@@ -5,16 +5,18 @@ Specification: https://github.com/open-inference/open-inference-protocol/blob/ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from inference.errors import BadInput, cut
 from inference.protocols.messages import message_class
-from inference.protocols.open_inference import InferRequest, datatype, tensor_bytes
-from inference.protocols.tensors import objects, text_to_bytes
-from inference.schema import Block, DType
+from inference.protocols.open_inference import InferRequest, datatype, tensor_bytes, wanted_outputs
+from inference.protocols.open_inference_requests import NO_SHARED_MEMORY, Content
+from inference.protocols.tensors import objects, text_from_bytes, text_to_bytes
+from inference.schema import Block, DType, TensorSpec
 
 #: the field for elements of a type; half floats have none, so they come as raw contents
 _CONTENTS = {
@@ -34,34 +36,56 @@ _CONTENTS = {
 _TYPES = {datatype(dtype): dtype for dtype in DType}
 
 
-def infer_document(request: Any) -> tuple[dict[str, Any], memoryview]:
-    """Return a `ModelInferRequest` as over HTTP: the JSON object, and the bytes of all tensors behind it.
+def infer_document(request: Any) -> tuple[dict[str, Any], list[Content]]:
+    """Return a `ModelInferRequest` as over HTTP: the JSON object, and the bytes of each input.
 
     Raises:
-        BadInput: raw contents and inputs do not fit each other, or an input has elements of another type.
+        BadInput: raw contents and inputs do not fit each other.
     """
-    raw = list(request.raw_input_contents)
-    if raw and len(raw) != len(request.inputs):
-        raise BadInput(f"expected {len(request.inputs)} raw_input_contents but got {len(raw)}")
-    if raw and any(item.HasField("contents") for item in request.inputs):
-        raise BadInput("contents field must not be specified when using raw_input_contents")
-    parts = raw or [_elements(item) for item in request.inputs]
+    raw = request.raw_input_contents
+    if raw:
+        _check_raw(request)
     inputs = [
         {
             "name": item.name,
             "datatype": item.datatype,
             "shape": list(item.shape),
-            "parameters": _parameters(item.parameters) | {"binary_data_size": len(part)},
+            "parameters": _parameters(item.parameters),
         }
-        for item, part in zip(request.inputs, parts, strict=True)
+        for item in request.inputs
     ]
     outputs = [{"name": one.name, "parameters": _parameters(one.parameters)} for one in request.outputs]
-    document = {"id": request.id or None, "inputs": inputs, "outputs": outputs}
-    return document, memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
+    document = {
+        "id": request.id or None, "parameters": _parameters(request.parameters), "inputs": inputs, "outputs": outputs,
+    }  # fmt: skip
+    return document, list(raw) if raw else [_content(item) for item in request.inputs]
+
+
+def _check_raw(request: Any) -> None:
+    both = [item.name for item in request.inputs if item.HasField("contents")]
+    if both:
+        raise BadInput(
+            "; ".join(
+                f"contents field must not be specified when using raw_input_contents for '{cut(name)}' for model "
+                f"'{cut(request.model_name)}'"
+                for name in both
+            )
+        )
+    if len(request.raw_input_contents) != len(request.inputs):
+        raise BadInput(f"expected {len(request.inputs)} raw_input_contents but got {len(request.raw_input_contents)}")
+
+
+def _content(item: Any) -> Content:
+    if "shared_memory_region" in item.parameters:
+        return BadInput(f"input '{cut(item.name)}': {NO_SHARED_MEMORY}")
+    try:
+        return _elements(item)
+    except BadInput as error:
+        return error
 
 
 def _elements(item: Any) -> bytes:
-    """Return the bytes of an input's elements."""
+    """Return the bytes of a tensor's elements."""
     field, dtype = _CONTENTS.get(item.datatype), _TYPES.get(item.datatype)
     for descriptor, values in item.contents.ListFields():
         if values and descriptor.name != field:
@@ -83,13 +107,18 @@ def _parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def infer_response(model: str, version: int, request: InferRequest, outputs: Block) -> Any:
-    """Return the `ModelInferResponse` with the wanted outputs as raw contents, in the request's order."""
+def infer_response(model: str, version: int, request: InferRequest, outputs: Block, labels: Sequence[str] = ()) -> Any:
+    """Return the `ModelInferResponse` with the wanted outputs as raw contents, in the request's order.
+
+    `labels`: of the classes.
+
+    Raises:
+        BadInput: as `wanted_outputs` says.
+    """
     response = message_class("inference.ModelInferResponse")(
         model_name=model, model_version=str(version), id=request.request_id or ""
     )
-    for name in request.outputs:
-        values = outputs[name]
+    for name, values in wanted_outputs(request, outputs, labels).items():
         kind = DType.STRING if values.dtype.kind == "O" else DType(values.dtype.name)
         response.outputs.add(name=name, datatype=datatype(kind), shape=values.shape)
         response.raw_output_contents.append(tensor_bytes(values))
@@ -99,3 +128,43 @@ def infer_response(model: str, version: int, request: InferRequest, outputs: Blo
 def metadata_response(body: Mapping[str, Any]) -> Any:
     """Return the `ModelMetadataResponse` for the body that describes a model over HTTP."""
     return message_class("inference.ModelMetadataResponse")(**body)
+
+
+def infer_message(
+    model: str, version: str, tensors: Block, inputs: Mapping[str, TensorSpec], outputs: Iterable[str]
+) -> Any:
+    """Return the `ModelInferRequest` that asks a model of another server for outputs, with raw contents."""
+    request = message_class("inference.ModelInferRequest")(model_name=model, model_version=version)
+    for name, values in tensors.items():
+        request.inputs.add(name=name, datatype=datatype(inputs[name].dtype), shape=values.shape)
+        request.raw_input_contents.append(tensor_bytes(values))
+    for name in outputs:
+        request.outputs.add(name=name)
+    return request
+
+
+def output_tensors(response: Any) -> Block:
+    """Return the outputs in another server's `ModelInferResponse`. Numbers are read-only views.
+
+    Raises:
+        BadInput: it has a type that models here do not have, or as many bytes as another shape.
+    """
+    raw = list(response.raw_output_contents)
+    if raw and len(raw) != len(response.outputs):
+        raise BadInput(f"expected {len(response.outputs)} raw_output_contents but got {len(raw)}")
+    parts = raw or [_elements(item) for item in response.outputs]
+    return {item.name: _array(item, part) for item, part in zip(response.outputs, parts, strict=True)}
+
+
+def _array(item: Any, data: bytes) -> npt.NDArray[Any]:
+    dtype = _TYPES.get(item.datatype)
+    if dtype is None:
+        raise BadInput(f"output '{cut(item.name)}' has the datatype {cut(item.datatype)}, which is not supported")
+    try:
+        if dtype is DType.STRING:
+            return text_from_bytes(data).reshape(item.shape)
+        # every byte except 0 means true; numpy would keep the byte
+        values = np.frombuffer(data, np.uint8).astype(bool) if dtype is DType.BOOL else np.frombuffer(data, dtype.numpy)
+        return values.reshape(item.shape)
+    except (ValueError, OverflowError) as error:
+        raise BadInput(f"output '{cut(item.name)}' does not have the bytes of its shape") from error

@@ -50,8 +50,10 @@ def dtype_of(message: Any) -> DType | None:
     return _DTYPES.get(message.dtype)
 
 
-def tensor_of(message: Any, name: str) -> npt.NDArray[Any]:
+def tensor_of(message: Any, name: str, *, most_bytes: int = MAX_TENSOR_BYTES) -> npt.NDArray[Any]:
     """Return the array in a `TensorProto`. Numbers in `tensor_content` are a read-only view.
+
+    `most_bytes`: its limit in memory.
 
     Raises:
         BadInput: the message is no tensor of a known type, or too large a one; TensorFlow Serving's words.
@@ -60,8 +62,8 @@ def tensor_of(message: Any, name: str) -> npt.NDArray[Any]:
     if dtype is None or message.tensor_shape.unknown_rank or any(size < 0 for size in shape):
         raise _unreadable(name)
     size = math.prod(shape)
-    if size * dtype.numpy.itemsize > MAX_TENSOR_BYTES:
-        raise BadInput(f"tensor {cut(name)} takes {size * dtype.numpy.itemsize} bytes: at most {MAX_TENSOR_BYTES}")
+    if size * dtype.numpy.itemsize > most_bytes:
+        raise BadInput(f"tensor {cut(name)} takes {size * dtype.numpy.itemsize} bytes: at most {most_bytes}")
     values = _content(message, dtype) if message.tensor_content else _elements(message, dtype, size)
     if values is None or values.size != size:
         raise _unreadable(name)
@@ -107,22 +109,40 @@ def _first(field: Any, count: int, dtype: DType) -> npt.NDArray[Any]:
     return wide.astype(np.uint16).view(np.float16) if dtype is DType.FLOAT16 else wide.astype(dtype.numpy)
 
 
+def write_content(message: Any, values: npt.NDArray[Any]) -> None:
+    """Fill an empty `TensorProto` with an array: the bytes of its numbers, or its texts."""
+    if _write_form(message, values) is DType.STRING:
+        _write_texts(message, values)
+    else:
+        message.tensor_content = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
 def write_tensor(message: Any, values: npt.NDArray[Any]) -> None:
     """Fill an empty `TensorProto` with an array: its elements, as TensorFlow Serving answers."""
-    dtype = DType.STRING if values.dtype.kind == "O" else DType(values.dtype.name)
-    message.dtype = _NUMBERS[dtype]
-    message.tensor_shape.SetInParent()  # a scalar has a shape, too
-    for size in values.shape:
-        message.tensor_shape.dim.add(size=size)
+    dtype = _write_form(message, values)
     field = _FIELDS.get(dtype, "int_val")
     if dtype is DType.STRING:
-        message.string_val.extend(one.encode() if isinstance(one, str) else one for one in values.flat)
+        _write_texts(message, values)
         return
     if dtype is DType.FLOAT16:
         values = np.ascontiguousarray(values).view(np.uint16)
     # a packed field is its elements' bytes behind their length: protobuf copies them as they are
     data = values.astype(dtype.numpy, copy=False).tobytes() if dtype in _FIXED else varints(values)
     message.MergeFromString(delimited_field(_FIELD_NUMBERS[field], data))
+
+
+def _write_form(message: Any, values: npt.NDArray[Any]) -> DType:
+    """Write type and shape; return the type."""
+    dtype = DType.STRING if values.dtype.kind == "O" else DType(values.dtype.name)
+    message.dtype = _NUMBERS[dtype]
+    message.tensor_shape.SetInParent()  # a scalar has a shape, too
+    for size in values.shape:
+        message.tensor_shape.dim.add(size=size)
+    return dtype
+
+
+def _write_texts(message: Any, values: npt.NDArray[Any]) -> None:
+    message.string_val.extend(one.encode() if isinstance(one, str) else one for one in values.flat)
 
 
 def varints(values: npt.NDArray[Any]) -> bytes:

@@ -55,7 +55,8 @@ class SignatureCall:
         """
         if self.rows is None:
             check_rows(most_rows(tensors) or 1)
-            return Prepared(tensors, self.declared.has_rows and _same_rows(tensors))
+            is_whole = len(tensors) == len(self.declared.inputs)  # a value of the model's own has other rows
+            return Prepared(tensors, is_whole and self.declared.has_rows and _same_rows(tensors))
         columns = {spec.name: _as_column(tensors[spec.name], spec) for spec in self.rows.inputs}
         check_tensors(columns, self.rows.inputs)
         return Prepared(columns, widened=any(columns[name].ndim > tensors[name].ndim for name in columns))

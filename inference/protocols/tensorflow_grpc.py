@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from inference.errors import BadInput, cut
+from inference.errors import BadInput, Unsupported, cut
 from inference.protocols.messages import message_class
 from inference.protocols.tensor_messages import DATA_TYPES, tensor_of, write_tensor
 from inference.protocols.tensorflow_calls import DEFAULT_SIGNATURE, classifications, regressions
@@ -23,10 +23,6 @@ METHODS = {Method.CLASSIFY: "tensorflow/serving/classify", Method.REGRESS: "tens
 _SIGNATURE_DEF = "signature_def"
 #: TensorFlow's code of an error of no other kind
 _UNKNOWN = 2
-
-
-class Unsupported(BadInput):
-    """Raised when a protocol has a method that is missing here."""
 
 
 def model_of(request: Any, method: Method) -> ModelUrl:
@@ -62,8 +58,9 @@ def predict_tensors(request: Any, inputs: Sequence[GraphTensor]) -> Block:
         BadInput: names or types are not those of `inputs`, or a tensor is malformed; TensorFlow Serving's words.
     """
     sent, known = request.inputs, {one.name: one for one in inputs}
-    if len(sent) != len(known):
-        raise _other_inputs(set(sent), set(known))
+    required = {one.name for one in inputs if not one.optional}
+    if len(sent) > len(known) or (len(sent) < len(known) and not required <= sent.keys()):
+        raise _other_inputs(set(sent), set(known), required)
     tensors: Block = {}
     for number, name in enumerate(sorted(sent)):
         if name not in known:
@@ -78,10 +75,10 @@ def predict_tensors(request: Any, inputs: Sequence[GraphTensor]) -> Block:
     return tensors
 
 
-def _other_inputs(sent: set[str], known: set[str]) -> BadInput:
+def _other_inputs(sent: set[str], known: set[str], required: set[str]) -> BadInput:
     return BadInput(
         f"input size does not match signature: {len(sent)}!={len(known)} len({_set(sent)}) != len({_set(known)}). "
-        f"Sent extra: {_set(sent - known)}. Missing but required: {_set(known - sent)}."
+        f"Sent extra: {_set(sent - known)}. Missing but required: {_set(required - sent)}."
     )
 
 

@@ -39,13 +39,15 @@ _LENGTH = struct.Struct("<I")
 
 
 def check_named(tensors: Block, declared: Sequence[GraphTensor]) -> None:
-    """Check that the tensors have exactly these names and types, in any shapes, and that there are not too many rows.
+    """Check that the tensors have these names and types, in any shapes, and that there are not too many rows.
+
+    Optional ones may be missing.
 
     Raises:
         BadInput: it names the tensor.
     """
     by_name = {one.name: one for one in declared}
-    _check_names(tensors, by_name)
+    _check_names(tensors, {name: one for name, one in by_name.items() if name in tensors or not one.optional})
     for name, values in tensors.items():
         element = by_name[name].element
         if element is None or values.dtype != element.numpy:

@@ -30,9 +30,12 @@ from inference.redis.pipes import (
     Pace,
     Pipe,
     SeparatedReplies,
+    is_demoted,
     read_in_bulk,
     send_in_bulk,
 )
+from inference.redis.sentinels import async_client, blocking_client
+from inference.settings.sentinel_urls import is_sentinel, read_sentinel_url
 from inference.settings.server_urls import is_cluster
 
 #: longest wait for a connection, even if answers may take longer
@@ -85,7 +88,7 @@ class Client(redis.Redis):
         except NOT_OUTAGES:
             raise
         except REDIS_ERRORS as error:
-            raise translated(error) from error
+            raise _outage(self.connection_pool, error) from error
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
         """Return a pipeline whose `execute` raises the errors of this client."""
@@ -111,7 +114,7 @@ class Client(redis.Redis):
         except NOT_OUTAGES:
             raise
         except REDIS_ERRORS as error:
-            raise translated(error) from error
+            raise _outage(self.connection_pool, error) from error
 
     def run_script(self, name: str, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
         """Run a script of `scripts/` and return its answer."""
@@ -149,7 +152,7 @@ class Client(redis.Redis):
         try:
             return send_in_bulk(self.connection_pool, pieces, pace)
         except REDIS_ERRORS as error:
-            raise translated(error) from error
+            raise _outage(self.connection_pool, error) from error
 
     def read_in_bulk(self, pieces: Iterable[Sequence[Command]], separator: bytes) -> Iterator[SeparatedReplies]:
         """Yield the raw replies to pieces of commands, each reply followed by `separator`."""
@@ -157,7 +160,7 @@ class Client(redis.Redis):
             try:
                 yield from found
             except REDIS_ERRORS as error:
-                raise translated(error) from error
+                raise _outage(self.connection_pool, error) from error
 
 
 class _Pipeline(Pipeline):
@@ -167,7 +170,7 @@ class _Pipeline(Pipeline):
         except NOT_OUTAGES:
             raise
         except REDIS_ERRORS as error:
-            raise translated(error) from error
+            raise _outage(self.connection_pool, error) from error
 
 
 class AsyncClient(redis.asyncio.Redis):
@@ -192,7 +195,7 @@ class AsyncClient(redis.asyncio.Redis):
         except NOT_OUTAGES:
             raise
         except REDIS_ERRORS as error:
-            raise translated(error) from error
+            raise await _async_outage(self.connection_pool, error) from error
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> redis.asyncio.client.Pipeline:
         """Return a pipeline whose `execute` raises the errors of this client."""
@@ -203,7 +206,7 @@ class AsyncClient(redis.asyncio.Redis):
         try:
             return await self._pipe.send(commands)
         except REDIS_ERRORS as error:
-            raise translated(error) from error
+            raise await _async_outage(self.connection_pool, error) from error
 
     async def run_script(self, name: str, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
         """Run a script of `scripts/` and return its answer."""
@@ -220,7 +223,7 @@ class _AsyncPipeline(redis.asyncio.client.Pipeline):
         except NOT_OUTAGES:
             raise
         except REDIS_ERRORS as error:
-            raise translated(error) from error
+            raise await _async_outage(self.connection_pool, error) from error
 
 
 def open_client(url: str, patience: Patience, *, tag: str = "") -> Client:
@@ -231,6 +234,8 @@ def open_client(url: str, patience: Patience, *, tag: str = "") -> Client:
     Raises:
         ValueError: the URL is invalid.
     """
+    if is_sentinel(url):
+        return cast(Client, blocking_client(read_sentinel_url(url), Client, **options_of(patience)))
     if is_cluster(url):
         from inference.redis.cluster_clients import ClusterClient  # which is made of clients of this module
 
@@ -244,6 +249,8 @@ def open_async_client(url: str, patience: Patience, *, tag: str = "") -> AsyncCl
     Raises:
         ValueError: the URL is invalid.
     """
+    if is_sentinel(url):
+        return cast(AsyncClient, async_client(read_sentinel_url(url), AsyncClient, **options_of(patience)))
     if is_cluster(url):
         from inference.redis.cluster_async import AsyncClusterClient
 
@@ -255,6 +262,18 @@ def cause_of(error: StoreUnavailable) -> redis.RedisError | OSError | None:
     """Return redis-py's error behind an outage, to distinguish kinds of outage; None if there is none."""
     cause = error.__cause__
     return cause if isinstance(cause, REDIS_ERRORS) else None
+
+
+def _outage(pool: Any, error: redis.RedisError | OSError) -> StoreUnavailable:
+    if is_demoted(error):  # the next connection may lead to the new primary
+        pool.disconnect(inuse_connections=False)
+    return translated(error)
+
+
+async def _async_outage(pool: Any, error: redis.RedisError | OSError) -> StoreUnavailable:
+    if is_demoted(error):
+        await pool.disconnect(inuse_connections=False)
+    return translated(error)
 
 
 def translated(error: redis.RedisError | OSError) -> StoreUnavailable:

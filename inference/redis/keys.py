@@ -49,7 +49,7 @@ slot. Only the rows are spread over all slots, P:T:g:N:{B} and P:T:o:ID, whose `
 | P:r:R:claims     | hash   | chunk → attempt, token, lease            | with the run          | claim, renew, finish  |
 | P:r:R:done       | hash   | chunk → chunk result (JSON)              | with the run          | finish (once a chunk) |
 | P:r:R:sent       | zset   | chunk number, scored by sending time     | with the run          | reconciler            |
-| P:r:R:driver     | string | the Spark driver that hands out chunks   | seconds               | that driver           |
+| P:r:R:driver     | string | the driver that hands out the chunks     | seconds               | that driver           |
 | P:r:R:bins       | hash   | chunk → histogram of its predictions     | until they are added  | finish (once a chunk) |
 |                  |        | (packed)                                 | up                    |                       |
 | P:r:R:histogram  | hash   | output:bin → count of predictions        | with the run          | publishing            |
@@ -79,6 +79,7 @@ slot. Only the rows are spread over all slots, P:T:g:N:{B} and P:T:o:ID, whose `
 |                  |        |                                          |                       | workers               |
 | P:h:M:promise:DAY| hash   | promised, came → figures of a day (JSON) | 400 days              | maintenance           |
 | P:h:requests     | string | a note: requests are answered now        | 2 s unchanged         | API processes         |
+| P:h:replicated   | string | a note: a replica has all writes so far  | a second              | API processes         |
 | P:j:J            | hash   | the job record                           | an hour unchanged     | API, workers          |
 | P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | until part is done    | API                   |
 | P:j:J:parts      | hash   | part number → predictions (JSON)         | with the job          | real-time workers     |
@@ -283,6 +284,11 @@ class Keys:
     def hash_key(self) -> str:
         """The random key that hashes ids for the access log."""
         return f"{self.prefix}:h:key"
+
+    @property
+    def replicated(self) -> str:
+        """The note that a replica has once it has all writes before it."""
+        return f"{self.prefix}:h:replicated"
 
     @property
     def requests(self) -> str:

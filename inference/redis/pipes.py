@@ -23,6 +23,7 @@ from redis.exceptions import (
     MasterDownError,
     MovedError,
     NoScriptError,
+    ReadOnlyError,
     TryAgainError,
 )
 
@@ -54,6 +55,7 @@ class Pipe:
 
     def __init__(self, client: redis.Redis) -> None:
         self._pool: Any = client.connection_pool
+        self._follows_primary = hasattr(self._pool, "master_address")
         self._idle: list[_BlockingConnection] = []
 
     def send(self, commands: Sequence[Command]) -> list[Any]:
@@ -90,16 +92,29 @@ class Pipe:
                 if not self._may_repeat(sent.connection, error, sent.is_kept):
                     raise
                 sent = self.begin(sent.commands)
-            else:
+                continue
+            if not _is_from_replica(replies):
                 self._idle.append(sent.connection)
                 return replies
+            self._give_back(sent.connection)
+            if not sent.is_kept:
+                return replies
+            # the primary's name, or its Sentinels, may lead to another server by now
+            sent = self.begin(sent.commands)
 
     def _may_repeat(self, connection: _BlockingConnection, error: BaseException, is_kept: bool) -> bool:
         # late replies would answer the next batch
-        connection.pooled.disconnect()
-        self._pool.release(connection.pooled)
+        self._give_back(connection)
+        if self._follows_primary and isinstance(error, redis.TimeoutError):
+            # the others lead to the same silent server; new ones ask the Sentinels
+            while self._idle:
+                self._give_back(self._idle.pop())
         # Redis restarted while the connection was idle
         return is_kept and isinstance(error, redis.ConnectionError)
+
+    def _give_back(self, connection: _BlockingConnection) -> None:
+        connection.pooled.disconnect()
+        self._pool.release(connection.pooled)
 
 
 class _BlockingConnection:
@@ -158,6 +173,7 @@ class AsyncPipe:
     def __init__(self, client: redis.asyncio.Redis, *, timeout_s: float) -> None:
         self._pool: Any = client.connection_pool
         self._timeout_s = timeout_s
+        self._follows_primary = hasattr(self._pool, "master_address")
         self._idle: list[_AsyncConnection] = []
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
@@ -179,9 +195,18 @@ class AsyncPipe:
             except BaseException as error:
                 # late replies would answer the next batch
                 await self._give_back(connection)
+                if self._follows_primary and isinstance(error, redis.TimeoutError):
+                    # the others lead to the same silent server; new ones ask the Sentinels
+                    while self._idle:
+                        await self._give_back(self._idle.pop())
                 if is_kept and isinstance(error, redis.ConnectionError):
                     continue  # Redis restarted while the connection was idle
                 raise
+            if _is_from_replica(replies):
+                await self._give_back(connection)
+                if is_kept:
+                    continue  # the primary's name, or its Sentinels, may lead to another server by now
+                return replies
             self._idle.append(connection)
             return replies
 
@@ -282,6 +307,18 @@ def _reply_error(text: str) -> redis.ResponseError:
         return NoScriptError(text)
     word, _, rest = text.partition(" ")
     return _ERRORS[word](rest) if word in _ERRORS else redis.ResponseError(text)
+
+
+def is_demoted(error: BaseException) -> bool:
+    """Tell whether a server answers that it is a replica: it was the primary, and another one is by now."""
+    # redis-py leaves the code out of the text; in a script's error on Redis 6 it is in the middle
+    return isinstance(error, ReadOnlyError) or (
+        isinstance(error, redis.ResponseError) and "READONLY You can't write" in str(error)
+    )
+
+
+def _is_from_replica(replies: list[Any]) -> bool:
+    return any(isinstance(reply, redis.ResponseError) and is_demoted(reply) for reply in replies)
 
 
 def without_errors(replies: list[Any]) -> list[Any]:

@@ -184,10 +184,11 @@ class ModelCall:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """A model's own output tensors, by name, and the version that computed them."""
+    """A model's own output tensors, by name, and the version that computed them, in how many calls of the model."""
 
     tensors: Block
     version: int
+    calls: int = 1
 
 
 def outputs_from_result(result: Mapping[str, Any]) -> Outputs:

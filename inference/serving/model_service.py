@@ -183,7 +183,7 @@ class ModelService:
             outputs = await self._ask_tensors([inputs], call, until)
         tensors = joined([one.tensors for one in outputs])
         check_outputs(tensors)
-        return Outputs(tensors, outputs[0].version)
+        return Outputs(tensors, outputs[0].version, len(outputs))
 
     async def explain(self, entity_id: str, until: float) -> dict[str, Any] | None:
         """Return the entity's current features and their sources; None if the entity gets an error.

@@ -25,6 +25,7 @@ from inference.features.rows import take
 from inference.logs import get_logger
 from inference.models import LoadedModel, ModelHost
 from inference.models.loaded import vector_hashes
+from inference.models.runtimes.runtime import answering_by
 from inference.protocols.tensors import check_outputs, check_tensors, pack, unpack
 from inference.schema import Block, Signature
 from inference.serving.answer_sample import AnswerSample
@@ -132,11 +133,14 @@ class RealtimeScorer:
         try:
             model, _ = self._settings.model(model)
             now = self.in_time(model, deadline)
+            answer_by = _monotonic(deadline, now)
             loaded = self._host.get(model)
             answers.version = loaded.record.version
             rows = loaded.vectoriser.features_from_rows(instances, at=now)
             positions = np.arange(len(instances))
-            compute(loaded, usable(rows, positions, np.full(len(instances), now), answers), answers)
+            # an entity's answer is kept, so there a late one still serves the next caller
+            with answering_by(answer_by):
+                compute(loaded, usable(rows, positions, np.full(len(instances), now), answers), answers)
         except Exception as error:  # noqa: BLE001 - `_to_error` logs it
             answers.fail_rest(self._to_error(error, model))
         return answers.to_json(model, [None] * len(instances), now)
@@ -284,6 +288,11 @@ def defect(failures: Failures, error: Exception, model: str | None) -> Defect:
     return Defect("a worker failed on this request, not the model; the worker's log says why")
 
 
+def _monotonic(deadline: float | None, now: float) -> float | None:
+    """Return a deadline in Redis time as an instant of `time.monotonic`."""
+    return None if deadline is None else time.monotonic() + deadline - now
+
+
 def _hash_of(loaded: LoadedModel, row: Block) -> str:
     return vector_hashes(loaded.vectoriser.inputs(row))[0]
 
@@ -320,10 +329,10 @@ class TensorScorer:
         try:
             check_tensor_message(model=model, deadline=deadline, version=version, signature=signature)
             self._settings.model(model)
-            self._in_time(model, deadline)
+            answer_by = _monotonic(deadline, self._in_time(model, deadline))
             loaded = self._held(model, version)
             tensors = unpack(inputs)
-            with loaded.gpu_lock():
+            with loaded.gpu_lock(), answering_by(answer_by):
                 outputs = _rows(loaded, tensors) if signature is None else loaded.call(signature, tensors)
             check_outputs(outputs)
             packed = pack(outputs)

@@ -37,6 +37,9 @@ class OutcomeRecorder(Protocol):
     def record_latency(self, model: str, took_s: float, *, hit: bool) -> None:
         """Count one request's duration; `hit`: the store answered all of it, and fresh."""
 
+    def record_tensors(self, model: str, version: int, took_s: float, *, rows: int, calls: int) -> None:
+        """Count one request for tensors. `calls`: of the model, 0 if it failed. `version`: 0 for the active one."""
+
 
 class Request(LookUp):
     """A request for stored predictions: a look-up, its model, and its start (event-loop time)."""
@@ -226,18 +229,18 @@ class PredictionService:
             BadInput: the tensors do not fit the model.
             ForecacheError: it was not computed, or not in time.
         """
-        path = self._path(model)
-        started = asyncio.get_running_loop().time()
+        path, call = self._path(model), call or ModelCall()
+        started, rows = asyncio.get_running_loop().time(), most_rows(inputs)
         try:
-            outputs = await path.compute_tensors(inputs, started + path.budget_s(timeout_s), call or ModelCall())
+            outputs = await path.compute_tensors(inputs, started + path.budget_s(timeout_s), call)
         except ForecacheError as error:
             if not isinstance(error, BadInput | NotFound):
-                self._hits.record(model, _outcome_of(error), most_rows(inputs))
-                self._hits.record_latency(model, asyncio.get_running_loop().time() - started, hit=False)
+                self._hits.record(model, _outcome_of(error), rows)
+                self._count_tensors(model, call.version or 0, started, rows=rows, calls=0)
             raise
         # the features come from the request, so they are new
-        self._hits.record(model, Outcome.COMPUTED, most_rows(inputs), age_s=0.0)
-        self._hits.record_latency(model, asyncio.get_running_loop().time() - started, hit=False)
+        self._hits.record(model, Outcome.COMPUTED, rows, age_s=0.0)
+        self._count_tensors(model, outputs.version, started, rows=rows, calls=outputs.calls)
         return outputs
 
     def workers_heard(self, models: Sequence[str], present: bool) -> None:
@@ -261,6 +264,11 @@ class PredictionService:
     def _path(self, model: str | None) -> ModelService:
         path = self._paths.get(model) if model else self._only
         return path or self._paths[self._settings.model(model)[0]]
+
+    def _count_tensors(self, model: str, version: int, started: float, *, rows: int, calls: int) -> None:
+        took_s = asyncio.get_running_loop().time() - started
+        self._hits.record_latency(model, took_s, hit=False)
+        self._hits.record_tensors(model, version, took_s, rows=rows, calls=calls)
 
     def _count_request(self, request: Request, answers: Sequence[Answer | ForecacheError]) -> None:
         model, ids = request.path.name, request.entity_ids

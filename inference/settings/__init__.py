@@ -11,6 +11,7 @@ from inference.settings.model import (
     FallbackSettings,
     FunctionFallback,
     ModelSettings,
+    RaySettings,
     RealtimeSettings,
     SqlFallback,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "GrpcSettings",
     "LogSettings",
     "ModelSettings",
+    "RaySettings",
     "RealtimeSettings",
     "RedisSettings",
     "Scope",

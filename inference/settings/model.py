@@ -93,6 +93,17 @@ class SparkSettings(Section):
     conf: dict[str, str] = {}
 
 
+class RaySettings(Section):
+    """The Ray driver of a run. `address`: as for `ray.init`, by default that of RAY_ADDRESS; without either, each run
+    starts a Ray of its own on the driver's machine. A GPU's actor has the GPU alone, unless `gpus_per_actor` is a part;
+    None: 1 if the cluster has GPUs, else 0. `cpus_per_actor`: of an actor without a GPU.
+    """
+
+    address: Annotated[str, Field(min_length=1)] | None = None
+    cpus_per_actor: Annotated[float, Field(gt=0, le=1024)] = 1
+    gpus_per_actor: Annotated[float, Field(ge=0, le=64)] | None = None
+
+
 class BatchSettings(Section):
     """A model's runs. Durations in seconds once loaded.
 
@@ -135,8 +146,9 @@ class BatchSettings(Section):
     delta: bool = False
     full_every: Annotated[int, Field(ge=1, le=100_000)] = 7
     delta_path: Annotated[str, Field(min_length=1)] = ".forecache/delta"
-    engine: Literal["celery", "spark"] = "celery"
+    engine: Literal["celery", "spark", "ray"] = "celery"
     spark: SparkSettings = SparkSettings()
+    ray: RaySettings = RaySettings()
 
     @property
     def rule(self) -> EntitiesRule:

@@ -10,11 +10,16 @@ from importlib.util import find_spec
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 from inference.errors import shown
+from inference.settings.sentinel_urls import SCHEMES as _SENTINELS
+from inference.settings.sentinel_urls import SENTINEL_OPTIONS, SentinelUrl, is_sentinel, read_sentinel_url
 
 _REDIS = ("redis", "rediss", "unix")
 #: Celery's schemes for a Redis on a Unix socket
 _CELERY_SOCKETS = ("redis+socket", "socket")
 _AMQP = ("amqp", "amqps", "pyamqp")
+#: of engines, without and with TLS
+HTTP_SCHEMES = ("http", "https")
+GRPC_SCHEMES = ("grpc", "grpcs")
 _CERT_REQS = ("required", "optional", "none")
 #: the options in a URL that both redis-py and Celery understand
 _TLS_OPTIONS = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")
@@ -35,10 +40,7 @@ _OTHER_BROKERS = {
     "sqlalchemy": ("sqlalchemy", "sqlalchemy"),
 }
 
-_SENTINEL = (
-    "Redis Sentinel is not supported: give the address of the master, or of a proxy or service name that follows it, "
-    "as redis://:password@host:6379/0"
-)
+_SENTINEL = "write Sentinels and the name of their primary as redis+sentinel://host:26379,host2:26379/mymaster/0"
 _CLUSTER = (
     "Redis Cluster holds only predictions and features, in cache_url, which is Celery's limit: give a single Redis, "
     "as redis://host:6379/0"
@@ -54,8 +56,6 @@ _BAD_PORT = "its port is no number from 1 to 65535: special characters of a pass
 _REFUSED = {
     "sentinel": _SENTINEL,
     "sentinels": _SENTINEL,
-    "redis+sentinel": _SENTINEL,
-    "rediss+sentinel": _SENTINEL,
     "redis-sentinel": _SENTINEL,
     "redis+cluster": _CLUSTER,
     "rediss+cluster": _CLUSTER,
@@ -121,13 +121,15 @@ def _netloc(address: tuple[str, int]) -> str:
 
 
 def redis_url(text: str, *, cache: bool = False) -> str:
-    """Return the URL of a Redis server in its one form: `redis://`, `rediss://` or `unix://`.
+    """Return the URL of a Redis server in its one form: `redis://`, `rediss://`, `unix://` or `redis+sentinel://`.
 
     `cache`: only redis-py reads it, so more options are allowed.
 
     Raises:
         ValueError: it cannot be used; the message names the fix and quotes nothing that may be a password.
     """
+    if _scheme_of(text) in _SENTINELS:
+        return str(_sentinel_url(text, cache=cache))
     parts = _split(text)
     if parts.scheme not in (*_REDIS, *_CELERY_SOCKETS):
         raise ValueError(_REFUSED.get(parts.scheme, "a Redis URL starts with redis://, rediss:// or unix://"))
@@ -146,9 +148,9 @@ def broker_url(text: str) -> str:
     Raises:
         ValueError: it cannot be used, or two processes cannot share it; as in `redis_url`.
     """
-    parts = _split(text)
-    if is_redis(text):
+    if is_redis(text) and _scheme_of(text) != "sentinel":
         return redis_url(text)
+    parts = _split(text)
     if parts.scheme in _REFUSED:
         raise ValueError(_REFUSED[parts.scheme])
     if is_amqp(text):
@@ -167,6 +169,8 @@ def broker_url(text: str) -> str:
 
 def celery_url(url: str) -> str:
     """Return the URL of a broker or result backend in Celery's form."""
+    if _scheme_of(url) in _SENTINELS:
+        return read_sentinel_url(url).celery_url()
     parts = urlsplit(url)
     if parts.scheme != "unix":
         return url
@@ -176,7 +180,15 @@ def celery_url(url: str) -> str:
 
 def is_redis(url: str) -> bool:
     """Tell whether a broker's URL, in our form or in Celery's, names a Redis server."""
-    return urlsplit(url).scheme in (*_REDIS, *_CELERY_SOCKETS)
+    return _scheme_of(url) in (*_REDIS, *_CELERY_SOCKETS) or is_sentinel(url)
+
+
+def tls_options(options: dict[str, str]) -> dict[str, str | bool]:
+    """Return the options of TLS in a URL as arguments of a connection."""
+    found: dict[str, str | bool] = {name: value for name, value in options.items() if name in _TLS_OPTIONS}
+    if "ssl_check_hostname" in found:
+        found["ssl_check_hostname"] = options["ssl_check_hostname"].lower() in ("true", "yes", "1")
+    return found
 
 
 def is_amqp(url: str) -> bool:
@@ -184,8 +196,8 @@ def is_amqp(url: str) -> bool:
     return urlsplit(url).scheme in _AMQP
 
 
-def split_http_url(text: str) -> SplitResult:
-    """Return the parts of an HTTP server's URL.
+def split_engine_url(text: str, schemes: tuple[str, str] = HTTP_SCHEMES) -> SplitResult:
+    """Return the parts of an engine's URL. `schemes`: the legal ones, without and with TLS.
 
     Raises:
         ValueError: it is no such URL; the message quotes nothing that may be a password.
@@ -195,12 +207,23 @@ def split_http_url(text: str) -> SplitResult:
         port = parts.port
     except ValueError:  # its message may quote the password
         raise ValueError(_BAD_PORT) from None
-    if parts.scheme not in ("http", "https"):
-        raise ValueError("a URL of an engine starts with http:// or https://")
+    if parts.scheme not in schemes:
+        raise ValueError(f"a URL of an engine starts with {' or '.join(f'{one}://' for one in schemes)}")
     # a part of a password that is not %-encoded is in the path
     if port == 0 or not parts.hostname or "@" in parts.path:
         raise ValueError(_BAD_PORT)
     return parts
+
+
+def _scheme_of(text: str) -> str:
+    return text.partition(":")[0].lower()
+
+
+def _sentinel_url(text: str, *, cache: bool) -> SentinelUrl:
+    url = read_sentinel_url(text)
+    known = (*_TLS_OPTIONS, *SENTINEL_OPTIONS, *(_CACHE_OPTIONS if cache else ()))
+    _check_options(_SENTINELS[url.tls], url.options, known)
+    return url
 
 
 def _split(text: str) -> SplitResult:
@@ -230,11 +253,13 @@ def _check_options(scheme: str, options: dict[str, str], known: tuple[str, ...])
     unknown = sorted(options.keys() - set(known))
     if unknown:
         raise ValueError(f"it has an option that cannot be used here, {shown(unknown[0])}: leave it out")
-    if scheme == "redis" and any(name.startswith("ssl_") for name in options):
-        raise ValueError("it has options of TLS: write rediss:// in place of redis://")
-    if scheme == "rediss" and options.get("ssl_cert_reqs") not in _CERT_REQS:
+    is_plain, is_tls = scheme in ("redis", _SENTINELS[0]), scheme in ("rediss", _SENTINELS[1])
+    if is_plain and any(name.startswith("ssl_") for name in options):
+        secure = scheme.replace("redis", "rediss")
+        raise ValueError(f"it has options of TLS: write {secure}:// in place of {scheme}://")
+    if is_tls and options.get("ssl_cert_reqs") not in _CERT_REQS:
         # Celery needs one, and also takes CERT_REQUIRED, which redis-py refuses
-        raise ValueError("a rediss:// URL must end in ?ssl_cert_reqs=required (or optional, or none)")
+        raise ValueError(f"a {scheme}:// URL must end in ?ssl_cert_reqs=required (or optional, or none)")
 
 
 def _unix_url(parts: SplitResult, options: dict[str, str], *, cache: bool) -> str:

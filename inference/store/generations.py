@@ -33,8 +33,8 @@ SWEEP_AFTER_S = 900.0
 _HLEN_PER_PIPELINE = 1024
 _HGET_PER_PIPELINE = 512
 _BUCKETS_PER_REMOVAL = 64
-#: a copied bucket takes Redis some 5 µs, one whose ages change 80; a single changed age takes 3 µs and 30 bytes
-_COPIED_PER_PIECE, _AGED_PER_PIECE, _BYTES_OF_AGES = 96, 6, 4096
+#: a copied bucket takes Redis some 5 µs; a changed age takes 3 µs and 30 bytes
+_COPIED_PER_PIECE, _BYTES_OF_AGES = 96, 4096
 #: buckets at a time, of about 64 rows each
 _BUCKETS_PER_MOVE = 10
 _BUCKETS_OF_SAMPLE = 3
@@ -64,10 +64,12 @@ class Generations:
         keep_s: float,
         run_id: str | None = None,
         like: Manifest | None = None,
+        rows_as_of: float | None = None,
     ) -> Manifest:
         """Open a new generation for loading. Redis forgets its rows after `keep_s` seconds.
 
-        `like`: a generation whose number of buckets it keeps, if that is about right.
+        `like`: a generation whose number of buckets it keeps, if that is about right. `rows_as_of`: of all its rows,
+        whatever they hold, in epoch seconds; None if each has its own.
         """
         keys = self._keys
         number, time_reply, _ = self._client.send(
@@ -89,6 +91,7 @@ class Generations:
             deadline=created_at + keep_s,
             rows_expected=rows_expected,
             format=GENERATION_FORMAT,
+            rows_as_of=None if rows_as_of is None else int(rows_as_of),
         )
         record = {
             "state": GenerationState.LOADING.value,
@@ -129,26 +132,31 @@ class Generations:
         )
         self._client.send_in_bulk(window, self._pace)
 
-    def copy(self, base: Manifest, manifest: Manifest, *, as_of: float | None = None) -> None:
+    def copy(
+        self,
+        base: Manifest,
+        manifest: Manifest,
+        *,
+        give_way: Callable[[], None] = lambda: None,
+    ) -> None:
         """Copy all rows of generation `base` inside Redis, before anybody writes into the copy; may run twice.
 
-        `as_of`: of all copies, in epoch seconds; None to keep theirs. Both generations have the same number of buckets
-        and the same fields, and keys of one slot of a cluster for each bucket.
+        Both generations have the same number of buckets and the same fields, and keys of one slot of a cluster for each
+        bucket. Calls `give_way` before each piece.
 
         Raises:
             UnknownFormat: another release began a generation in an unknown format.
         """
         manifest.check_format()
         base.check_format()
-        age = b"" if as_of is None else stored_as_of(np.array([as_of])).tobytes()
-        script, deadline = self._client.load_script("copy_bucket"), math.ceil(manifest.deadline)
-        forms = self._bucket_form(base), self._bucket_form(manifest)
-        size = _AGED_PER_PIECE if age else _COPIED_PER_PIECE
-        pieces = (
-            BulkCommands(encode_copies(forms, part, script=script, deadline=deadline, as_of=age), len(part), node)
-            for node, part in self._parts(range(base.buckets), size)
-        )
-        self._client.send_in_bulk(pieces, Pace(self._pace.share))
+        forms, deadline = (self._bucket_form(base), self._bucket_form(manifest)), math.ceil(manifest.deadline)
+
+        def pieces() -> Iterator[BulkCommands]:
+            for node, part in self._parts(range(base.buckets), _COPIED_PER_PIECE):
+                give_way()
+                yield BulkCommands(encode_copies(forms, part, deadline=deadline), 2 * len(part), node)
+
+        self._client.send_in_bulk(pieces(), Pace(self._pace.share))
 
     def set_ages(self, manifest: Manifest, ids: Any, as_of: npt.NDArray[np.float64]) -> None:
         """Replace the ages of rows that the generation holds; may run twice. `ids` and `as_of`: as for `write`.
@@ -216,6 +224,12 @@ class Generations:
         """Return the manifests of all generations that are not gone, oldest first."""
         texts = self._client.send([("HGET", self._keys.generation(n), "manifest") for n in self._numbers()])
         return [Manifest.from_json(text) for text in texts if text is not None]
+
+    def published(self) -> tuple[Manifest | None, Manifest | None]:
+        """Return the manifests of the generation that serves, and of the one that would after a rollback."""
+        pointer = follow(plan_pointer(self._keys), self._client)
+        current, previous = (None if n is None else self.manifest(n) for n in (pointer.current, pointer.previous))
+        return current, previous
 
     def publish(
         self, number: int, *, run_key: str | None = None, run_state: str | None = None, instead_of: int | None = None

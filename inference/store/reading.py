@@ -332,11 +332,12 @@ def decode_entries(fetched: Fetched) -> list[Entry | None]:
         found = [i for i, row in enumerate(fetched.rows) if row is not None and i not in winners]
         retried_at = {i: header.computed_at for i, (header, _) in overlay.items() if header.model_version}
         begun_at, version, number = manifest.created_at, manifest.model_version, manifest.number
-        origin = Origin.BATCH
+        origin, same_age = Origin.BATCH, manifest.rows_as_of
         rows = codec_for(manifest.fields).unpack_rows([fetched.rows[i] for i in found])
         for i, (as_of, values) in zip(found, rows, strict=True):
-            outdated = changed.get(i, 0) > as_of
-            entries[i] = Entry(values, as_of, begun_at, version, origin, number, retried_at.get(i), outdated)
+            age = as_of if same_age is None else same_age
+            outdated = changed.get(i, 0) > age
+            entries[i] = Entry(values, age, begun_at, version, origin, number, retried_at.get(i), outdated)
     for fields, group in _by_fields(winners, fetched.schemas).items():
         rows = codec_for(fields).unpack_rows([winners[i][1] for i in group])
         for i, (as_of, values) in zip(group, rows, strict=True):
@@ -351,13 +352,16 @@ def decode_block(fetched: Fetched) -> StoredRows | None:
     if fields is None:
         return None
     rows = list(fetched.rows)
+    is_of_generation = np.array([row is not None for row in rows], np.bool_)
     overlay = _overlay_entries(fetched)
     if overlay:
         digest = schema_digest(fields)
         for i, (header, row) in _winners(fetched, overlay):
             if header.schema == digest:
-                rows[i] = row
+                rows[i], is_of_generation[i] = row, False
     block, as_of = codec_for(fields).unpack_block(rows)
+    if fetched.manifest is not None and fetched.manifest.rows_as_of is not None:
+        as_of[is_of_generation] = fetched.manifest.rows_as_of
     return StoredRows(block, np.array([row is not None for row in rows], np.bool_), as_of)
 
 
@@ -406,7 +410,9 @@ def _overlay_wins(header: OverlayHeader, row: bytes | None, fetched: Fetched) ->
         return True
     if header.since_change and header.computed_at >= fetched.manifest.created_at:
         return True  # its other groups of features may be older than the row
-    return (header.as_of, header.computed_at) >= (row_as_of(row), fetched.manifest.created_at)
+    same_age = fetched.manifest.rows_as_of
+    as_of = row_as_of(row) if same_age is None else same_age
+    return (header.as_of, header.computed_at) >= (as_of, fetched.manifest.created_at)
 
 
 def _block_fields(fetched: Fetched) -> Fields | None:

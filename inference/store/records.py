@@ -70,6 +70,8 @@ class Manifest:
     rows_expected: int
     #: the format of the release that began it; older releases wrote none
     format: int = FIRST_FORMAT
+    #: the `as_of` of all rows, whatever they hold; None: each has its own
+    rows_as_of: int | None = None
 
     @property
     def is_tagged(self) -> bool:

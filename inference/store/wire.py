@@ -85,20 +85,15 @@ def encode_ages(
     yield from _pieces(stream, starts, counts, piece_bytes, around=1, nodes=of_nodes)
 
 
-def encode_copies(
-    bucket_forms: tuple[str, str], buckets: Iterable[int], *, script: str, deadline: int, as_of: bytes
-) -> bytes:
-    """Return a call of `scripts/copy_bucket.lua` (its digest: `script`) for each bucket.
+def encode_copies(bucket_forms: tuple[str, str], buckets: Iterable[int], *, deadline: int) -> bytes:
+    """Return a COPY and an EXPIREAT for each bucket.
 
-    `bucket_forms`: of the generation to copy from and of the copy; `as_of`: of all rows of the copy, as in a row, or
-    empty to keep theirs.
+    `bucket_forms`: of the generation to copy from and of the copy.
     """
-    call = b"*7\r\n%b%b%b" % (_text(b"EVALSHA"), _text(script.encode()), _text(b"2"))
-    arguments = _text(b"%d" % deadline) + _text(as_of)
-    return b"".join(
-        call + _text((bucket_forms[0] % bucket).encode()) + _text((bucket_forms[1] % bucket).encode()) + arguments
-        for bucket in buckets
-    )
+    copy, replace, expire = _text(b"COPY"), _text(b"REPLACE"), _text(b"EXPIREAT")
+    at = _text(b"%d" % deadline)
+    keys = ([_text((form % bucket).encode()) for form in bucket_forms] for bucket in buckets)
+    return b"".join(b"*4\r\n%b%b%b%b*3\r\n%b%b%b" % (copy, old, new, replace, expire, new, at) for old, new in keys)
 
 
 def encode_lengths(keys: Iterable[str]) -> bytes:

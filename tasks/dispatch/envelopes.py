@@ -10,7 +10,6 @@ import base64
 import json
 import uuid
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import islice
 from typing import Any
@@ -50,15 +49,12 @@ class Envelopes:
         queue: str,
         task_id: str,
         priority: int,
-        expires_s: float | None,
     ) -> bytes:
-        """Return the message. `expires_s`: seconds after which a worker drops it unread; None for never."""
-        expires_at = None if expires_s is None else (datetime.now(UTC) + timedelta(seconds=expires_s)).isoformat()
+        """Return the message, which never expires by itself."""
         headers = {
             **self._headers(task),
             "id": task_id,
             "root_id": task_id,
-            "expires": expires_at,
             "kwargsrepr": _shown(kwargs),
             SENT_AT_HEADER: system_clock(),
             **message_headers(),
@@ -67,7 +63,6 @@ class Envelopes:
             "correlation_id": task_id,
             "reply_to": self._application.thread_oid,
             "delivery_mode": 2,
-            **({} if expires_s is None else {"expiration": str(int(expires_s * 1000))}),
             "delivery_info": {"exchange": "", "routing_key": self._application.amqp.queues[queue].name},
             "priority": priority,
             "body_encoding": "base64",

@@ -34,8 +34,8 @@ ONE_RETRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interva
 #: how long RabbitMQ may take to confirm a message; Redis answers anyway
 CONFIRMED = {"confirm_timeout": BROKER_TIMEOUT_S}
 
-#: seconds past the deadline after which a worker drops the message unread. The message holds the deadline
-#: itself in Redis time: Celery compares `expires` by two hosts' clocks, which may differ by seconds
+#: seconds past the deadline after which RabbitMQ drops the message. The message holds the deadline itself in Redis
+#: time. It has no `expires`, which Celery compares by two hosts' clocks: a worker two minutes ahead would drop all
 EXPIRES_SLACK_S = 10.0
 
 
@@ -130,15 +130,15 @@ class Sender:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _send(self, task: str, kwargs: dict[str, Any], options: dict[str, Any], give_up_at: float | None) -> None:
-        expires = None
+        expiration = None
         if give_up_at is not None:
             left_s = give_up_at - time.monotonic()
             if left_s <= 0:
                 raise BrokerUnavailable("the broker is too slow: the message was not sent within the budget")
-            expires = left_s + EXPIRES_SLACK_S
+            expiration = left_s + EXPIRES_SLACK_S
         try:
             with broker_errors("the task"):
-                self._application.send_task(task, kwargs=kwargs, expires=expires, **self._options, **options)
+                self._application.send_task(task, kwargs=kwargs, expiration=expiration, **self._options, **options)
         except BrokerUnavailable as error:
             log.warning("broker.unavailable", task=task, task_id=options["task_id"], error=error.message)
             # the client must not see our broker's address
@@ -160,10 +160,9 @@ class RedisSender:
         queue: str,
         task_id: str,
         priority: int,
-        timeout_s: float | None = None,
+        timeout_s: float | None = None,  # noqa: ARG002 - the message itself holds its deadline
     ) -> None:
         """See `Lane.send`."""
-        expires_s = None if timeout_s is None else timeout_s + EXPIRES_SLACK_S
         spell = partial(
             self._envelopes.message,
             task,
@@ -171,7 +170,6 @@ class RedisSender:
             queue=queue,
             task_id=task_id,
             priority=priority,
-            expires_s=expires_s,
         )
         message = await asyncio.to_thread(spell) if is_heavy(kwargs) else spell()
         command = ("LPUSH", self._envelopes.place(queue, priority), message)

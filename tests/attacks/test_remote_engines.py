@@ -19,9 +19,10 @@ import pytest
 from inference.errors import ModelError, ModelOutOfMemory, ModelUnavailable, PredictionFailed
 from inference.models import inspect_in_subprocess
 from inference.models import remote_file as descriptions
-from inference.models.runtimes import LoadOptions, Runtime, load_runtime
-from inference.models.runtimes import remote as engines
+from inference.models.runtimes import LoadOptions, Runtime, load_runtime, remote_grpc, remote_http
 from inference.settings import Settings
+from tests.support.grpc_engine import GrpcEngine
+from tests.support.tensorflow_serving import ServedModel
 from tests.support.waiting import LONG_S
 
 METADATA = json.dumps(
@@ -83,8 +84,9 @@ def engine() -> Iterator[Engine]:
 
 
 def load(folder: Path, url: str, *, hosts: tuple[str, ...] | None = None, timeout: str = f"{LONG_S:g}s") -> Runtime:
+    protocol = "open-inference-grpc" if url.startswith("grpc") else "open-inference"
     (folder / "remote.toml").write_text(
-        f'protocol = "open-inference"\nurl = "{url}"\nname = "m"\ntimeout = "{timeout}"\nretries = 0\n'
+        f'protocol = "{protocol}"\nurl = "{url}"\nname = "m"\ntimeout = "{timeout}"\nretries = 0\n'
     )
     return load_runtime(folder, options=LoadOptions(engine_hosts=hosts))
 
@@ -104,8 +106,9 @@ def blanks() -> Iterator[bytes]:
     ],
 )  # fmt: skip
 def test_the_metadata_service_of_a_cloud_is_not_asked_however_it_is_spelled(tmp_path: Path, host: str) -> None:
-    with pytest.raises(ModelError, match="is link-local or a cloud's metadata service, which workers never ask"):
-        load(tmp_path, f"http://{host}/latest")
+    for url in (f"http://{host}/latest", f"grpc://{host}:80", f"grpcs://{host}:443"):
+        with pytest.raises(ModelError, match="is link-local or a cloud's metadata service, which workers never ask"):
+            load(tmp_path, url)
 
 
 def test_a_name_that_comes_to_mean_another_address_is_refused_when_it_connects(
@@ -119,12 +122,34 @@ def test_a_name_that_comes_to_mean_another_address_is_refused_when_it_connects(
     assert engine.asked == 1, "only the metadata, before"
 
 
+def test_a_name_that_comes_to_mean_another_address_is_refused_by_grpc_before_it_connects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with GrpcEngine({"m": ServedModel(*({name: ("DT_FLOAT", ())} for name in "xy"), lambda x: {"y": x})}) as engine:
+        runtime = load(tmp_path, engine.url)
+        engine.peers.clear()
+        monkeypatch.setattr(descriptions, "_METADATA", (ipaddress.ip_network("127.0.0.0/8"),))
+        with pytest.raises(ModelUnavailable, match=r"the engine's address is link-local"):
+            runtime.predict({"x": np.zeros(1, np.float32)})
+        monkeypatch.undo()
+        assert runtime.predict({"x": np.ones(1, np.float32)})["y"] == [1]
+        # a channel that is open looks again now and then
+        monkeypatch.setattr(descriptions, "_METADATA", (ipaddress.ip_network("127.0.0.0/8"),))
+        monkeypatch.setattr(remote_grpc, "_LOOK_UP_EVERY_S", 0.0)
+        before = engine.predictions
+        with pytest.raises(ModelUnavailable, match=r"the engine's address is link-local"):
+            runtime.predict({"x": np.zeros(1, np.float32)})
+        assert engine.predictions == before
+
+
 @pytest.mark.parametrize("hosts", [(), ("127.0.0.2",), ("127.0.0.1:1",), ("*.0.0.1x",), ("0.0.1",)])
 def test_an_engine_that_the_settings_do_not_list_is_not_asked(
     tmp_path: Path, engine: Engine, hosts: tuple[str, ...]
 ) -> None:
     with pytest.raises(ModelError, match=rf"host 127\.0\.0\.1:{engine.port} is not one of engine_hosts under \[work"):
         load(tmp_path, f"http://127.0.0.1:{engine.port}", hosts=hosts)
+    with pytest.raises(ModelError, match=rf"host 127\.0\.0\.1:{engine.port} is not one of engine_hosts under \[work"):
+        load(tmp_path, f"grpc://127.0.0.1:{engine.port}", hosts=hosts)
     assert engine.asked == 0
 
 
@@ -174,7 +199,7 @@ def test_predictions_without_an_end_may_be_asked_for_in_smaller_parts(
     tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = load(tmp_path, f"http://127.0.0.1:{engine.port}")
-    monkeypatch.setattr(engines, "_MOST_ANSWER_BYTES", 1 << 20)
+    monkeypatch.setattr(remote_http, "MOST_ANSWER_BYTES", 1 << 20)
     engine.answer = blanks
     with pytest.raises(ModelOutOfMemory, match="answered with more than 1 MiB"):
         runtime.predict({"x": np.zeros(1, np.float32)})

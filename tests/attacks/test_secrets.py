@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -24,7 +25,9 @@ from inference.models.runtimes.remote import RemoteRuntime, load
 from inference.models.runtimes.runtime import LoadOptions
 from inference.redaction import remember_secret, without_secrets
 from inference.settings.loading import load_settings
+from tests.support.grpc_engine import GrpcEngine
 from tests.support.stack import child_environment
+from tests.support.tensorflow_serving import ServedModel
 from tests.support.warm_start import run_python
 
 SECRET, ENCODED = "s3cr/t p@w", "s3cr%2Ft%20p%40w"
@@ -214,7 +217,31 @@ def test_an_engine_that_is_gone_is_told_without_its_password(tmp_path: Path, eng
     with pytest.raises(ModelError, match=f"remote.toml: http://127.0.0.1:{engine.port} does not answer") as at_load:
         remote(tmp_path, engine.port)
     assert_tells_nothing(at_load.value.message)
-    assert_tells_nothing(repr(runtime.device) + repr(runtime._engine) + str(vars(runtime)))
+    connection = runtime._connection
+    assert_tells_nothing(repr(runtime.device) + str(vars(runtime)) + str(vars(connection)))
+
+
+def test_an_engine_of_grpc_is_told_without_its_password_and_its_words(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    number = dict.fromkeys("ay", ("DT_FLOAT", ()))
+    with GrpcEngine({"x": ServedModel({"a": number["a"]}, {"y": number["y"]}, lambda a: {"y": a})}) as engine:
+        file = tmp_path / "remote.toml"
+        url = f"grpc://svc:{ENCODED}@127.0.0.1:{engine.port}"
+        file.write_text(f'protocol = "open-inference-grpc"\nurl = "{url}"\nname = "x"\n')
+        runtime: Any = load(file, LoadOptions(), None)
+        engine.refuse_next = [(grpc.StatusCode.INTERNAL, f"internal: {INSIDE}")]
+        with pytest.raises(PredictionFailed) as refused:
+            runtime.predict(ROWS)
+    assert_tells_nothing(refused.value.message)
+    with pytest.raises(ModelUnavailable) as gone:
+        runtime.predict(ROWS)
+    assert_tells_nothing(gone.value.message)
+    assert_tells_nothing(str(vars(runtime)) + str(vars(runtime._connection)) + repr(runtime._connection._engine))
+    with pytest.raises(ModelError) as at_load:
+        load(file, LoadOptions(), None)
+    assert_tells_nothing(at_load.value.message)
+    assert_tells_nothing(capfd.readouterr().err)
 
 
 @pytest.mark.parametrize(

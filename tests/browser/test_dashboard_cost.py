@@ -113,7 +113,10 @@ def test_costs_advice_and_both_charts_are_shown(
     assert "[object" not in browser.text("body")
     assert browser.complaints() == []
     picture(browser, tmp_path, "cost-page")
+    grid = "return getComputedStyle(document.querySelector('#chart-realtime_ttl .ygrid')).stroke"
+    light = browser.script(grid)
     browser.use_theme("dark")
+    wait_for(lambda: browser.script(grid) != light, "charts in the dark", 20)
     picture(browser, tmp_path, "cost-page-dark")
     browser.use_theme("light")
 
@@ -128,7 +131,7 @@ def test_hit_rate_curves_show_today_and_the_advised_point(
     for curve in told["curves"]:
         chart = f"chart-{curve['name']}"
         assert browser.script(f"return document.querySelectorAll('#{chart} .trace').length") >= 4
-        shown = browser.text(f"#{chart} .legend") or ""  # a curve with neither point has none
+        shown = browser.script(f"return document.querySelector('#{chart} .legend')?.textContent ?? ''")
         for name in ("today", "advised"):
             assert (f"{name}: " in shown) == (curve[name] is not None)
             assert curve[name] is None or f"{name}: {curve[name]['label']}" in shown

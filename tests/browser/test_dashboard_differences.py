@@ -167,3 +167,28 @@ def test_a_shadow_run_compares_a_version_that_does_not_serve(desk: Desk) -> None
     missing = desk.stack.cli("batch", "run", "--wait", "--model-version", "9", "--shadow")
     assert missing.returncode == 1
     assert "9" in missing.stdout
+
+
+def test_the_page_of_runs_and_the_list_tell_what_each_run_scored(desk: Desk) -> None:
+    full = desk.run("--delta")  # the run that serves kept nothing to compare with
+    delta = desk.run("--delta")
+    assert [(run["kind"], run["rows_carried"]) for run in (full, delta)] == [("full", None), ("delta", ROWS)]
+    browser = desk.browser
+    browser.open(f"{desk.stack.dashboard_url}/runs?run={delta['run_id']}")
+    wait_for(lambda: "20,000 rows carried over from" in browser.text("#runs-details"), "the facts of the run", 20)
+    kinds = browser.script(
+        "return [...document.querySelectorAll('#runs-list tbody tr')].map((row) => row.children[2].textContent)"
+    )
+    assert kinds == ["delta", "full", "shadow", "shadow", "full", "full"]
+    titles = browser.script(
+        "return [...document.querySelectorAll('#runs-list tbody tr')].map((row) => row.children[2].title)"
+    )
+    assert "kept no vectors" in titles[1]
+    assert "[object" not in browser.text("body")
+    assert browser.complaints() == []
+    listed = desk.stack.cli("batch", "list").stdout
+    assert all(word in listed for word in ("kind", "shadow", "delta", "full"))
+    with browser.as_phone():
+        browser.open(f"{desk.stack.dashboard_url}/runs")
+        wait_for(lambda: "delta" in browser.text("#runs-list"), "the list", 20)
+        assert browser.script("return document.documentElement.scrollWidth") <= 400

@@ -19,6 +19,7 @@ from inference.models.formats import FORMATS, require_model_file
 from inference.models.loading import load_version
 from inference.models.runtimes import LoadOptions
 from inference.schema import Block, DType, rows_in
+from tests.support.grpc_engine import GrpcEngine
 from tests.support.open_inference import OpenInferenceServer
 from tests.support.redis_server import missing
 from tests.support.runtimes import remote_cases
@@ -38,10 +39,12 @@ LIBRARIES = {
     "remote": "httpx",
 }
 #: an engine is asked in several ways: what serves, and what `remote.toml` says of it
-ENGINES: dict[str, tuple[type[TensorFlowServingServer], str]] = {
+ENGINES: dict[str, tuple[type[TensorFlowServingServer | GrpcEngine], str]] = {
     "remote-columns": (TensorFlowServingServer, 'protocol = "tensorflow-serving"'),
     "remote-rows": (TensorFlowServingServer, 'protocol = "tensorflow-serving"\nform = "rows"'),
     "remote-open": (OpenInferenceServer, 'protocol = "open-inference"'),
+    "remote-grpc": (GrpcEngine, 'protocol = "tensorflow-serving-grpc"'),
+    "remote-open_grpc": (GrpcEngine, 'protocol = "open-inference-grpc"'),
 }
 RUNTIMES = [*sorted(set(LIBRARIES) - {"remote"}), *ENGINES]
 #: their libraries take many seconds to train with

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pytest
 import pytest_asyncio
 
-from inference.economics.hit_curves import Policy, hit_rate
+from inference.economics.hit_curves import hit_rate
+from inference.economics.policies import DEFAULTS, Policy, parse_policy
 from inference.monitoring import access_log
-from inference.monitoring.access_sample import AccessSample, day_bytes
+from inference.monitoring.access_sample import AccessSample, day_bytes, sample_bytes
 from inference.monitoring.asked_filters import (
     DAY_S,
     LARGEST_BYTES,
@@ -21,6 +22,7 @@ from inference.monitoring.asked_filters import (
     USUAL_BYTES,
     AskedFilters,
     Filter,
+    count_asked,
     filter_bytes,
     places_of,
 )
@@ -83,9 +85,11 @@ async def test_who_was_asked_is_known_by_the_day_from_all_processes(
     await first.flush()
     filters = loaded(redis_client, clock)
     hashes = filters.hashes(pa.array(ids_of(1, 2, 3, 4)))
-    assert filters.days_asked(hashes).tolist() == [1, 1, 2, 0]
-    assert filters.last_asked(hashes).tolist() == [2, 2, 0, -1]
-    assert loaded(redis_client, clock, 2).days_asked(hashes).tolist() == [0, 0, 1, 0]
+    assert filters.history(hashes).tolist() == [0b100, 0b100, 0b101, 0]
+    assert loaded(redis_client, clock, 2).history(hashes).tolist() == [0, 0, 1, 0]
+    assert count_asked(redis_client, KEYS, "delay", range(19_999, 20_003)) == pytest.approx(
+        {20_000: 3, 20_002: 1}, 1e-3
+    )
     assert (filters.since, filters.whole) == (20_000 * DAY_S, False)
     assert loaded(redis_client, clock, 3).whole
     assert AskedFilters.load(redis_client, KEYS, "price", 30, clock) is None
@@ -100,8 +104,10 @@ async def test_no_entity_is_ever_missing_and_few_are_too_many(
         await log.flush()
     filters = loaded(redis_client, clock)
     asked, others = (filters.hashes(ids_of(*range(first, first + 100_000))) for first in (0, 10**6))
-    assert filters.days_asked(asked).all()
-    assert filters.days_asked(others).mean() < 0.001  # room for seven times as many
+    assert filters.history(asked).all()
+    assert (filters.history(others) != 0).mean() < 0.001  # room for seven times as many
+    sample = AccessSample.load(redis_client, KEYS, "delay", 14, clock)
+    assert sample.day_entities == pytest.approx({20_000: 100_000}, rel=0.002)
 
 
 def test_a_full_filter_takes_one_in_a_hundred_for_another() -> None:
@@ -146,7 +152,7 @@ async def test_processes_agree_on_the_size_of_the_first(
     second.record_asked("delay", ids_of(3))
     await second.flush()
     filters = loaded(redis_client, clock)
-    assert filters.days_asked(filters.hashes(ids_of(2, 3))).tolist() == [0, 1]
+    assert filters.history(filters.hashes(ids_of(2, 3))).tolist() == [0, 1]
 
 
 async def test_a_redis_that_lost_everything_gets_a_new_key_and_everybody_again(
@@ -163,7 +169,7 @@ async def test_a_redis_that_lost_everything_gets_a_new_key_and_everybody_again(
     await log.flush()
     after = loaded(redis_client, clock, 1)
     assert after.key != before.key
-    assert after.days_asked(after.hashes(ids_of(1, 2))).tolist() == [1, 0]
+    assert after.history(after.hashes(ids_of(1, 2))).tolist() == [1, 0]
     assert (after.since, after.whole) == (clock.now, False)
 
 
@@ -195,7 +201,7 @@ async def test_an_outage_drops_accesses_and_the_next_flush_goes_on(
         log.record_asked("delay", ids_of(2))
         await log.flush()
     filters = loaded(redis_client, clock)
-    assert filters.days_asked(filters.hashes(ids_of(1, 2))).tolist() == [0, 1]
+    assert filters.history(filters.hashes(ids_of(1, 2))).tolist() == [0, 1]
 
 
 async def test_what_waits_is_bounded(client: AsyncClient, redis_client: Client, clock: Clock) -> None:
@@ -244,8 +250,12 @@ async def test_the_sample_of_all_processes_has_a_fixed_size_and_predicts_their_h
         clock.now += 600
     clock.now -= 600
     sample = AccessSample.load(redis_client, KEYS, "delay", days, clock)
-    for name in (KEYS.access_sample("delay", 20_000), KEYS.popular_accesses("delay", 20_000)):
-        assert 0 < redis_client.strlen(name) <= day_bytes(days) * 1.2
+    names = (KEYS.access_sample("delay", 20_000), KEYS.popular_accesses("delay", 20_000))
+    sizes = [redis_client.strlen(name) for name in names]
+    assert all(sizes)
+    assert sizes[1] <= day_bytes(days) * 1.2
+    assert day_bytes(days) / 2 < sizes[0] <= sample_bytes(days, sizes[1]) * 1.2
+    for name in names:
         assert DAY_S * days < redis_client.ttl(name) <= DAY_S * (days + 1)
     assert sample.total == len(asked) == 43_200
     assert sample.rate < 0.5
@@ -256,7 +266,10 @@ async def test_the_sample_of_all_processes_has_a_fixed_size_and_predicts_their_h
     for at, one in asked:
         if at > fresh_until.get(one, 0):
             missed, fresh_until[one] = missed + 1, at + 3600
-    found, true = hit_rate(sample, Policy(3600)), 1 - missed / len(asked)
+    found, true = (
+        hit_rate(sample, parse_policy("every=never realtime_ttl=1h", Policy.of("", DEFAULTS))),
+        1 - missed / len(asked),
+    )
     assert found.value == pytest.approx(true, abs=0.03)
     assert found.low <= true <= found.high
 

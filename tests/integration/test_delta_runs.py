@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import shutil
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,13 +17,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from inference.batch import RunState, RunView, Trigger
+from inference.batch.active_set import ActiveSet, ActiveSets
 from inference.batch.ledger import Ledger
 from inference.errors import BadInput, Conflict
 from inference.models import ModelRegistry
 from inference.redis.clients import Client
 from inference.redis.keys import TableKind
 from inference.settings import BatchSettings, ModelSettings, Settings
-from inference.store import Manifest
+from inference.sources import hash_ids
+from inference.store import Manifest, Origin
 from inference.store.codec import stored_id
 from inference.store.generations import Generations
 from tasks.maintenance import start_run
@@ -28,7 +33,7 @@ from tests.integration.test_runs import KEYS, World, failed_gates, record
 from tests.support.leaks import leaked_keys
 from tests.support.plain_models import write_slow_sum_model
 from tests.support.runs_rig import CALL_S, MODEL, Rig
-from tests.support.stack import run_cli_json
+from tests.support.stack import run_cli_json, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -40,6 +45,7 @@ class DeltaWorld(World):
     """A deployment whose model keeps vectors; `dated`: its table has event times."""
 
     dated = False
+    fallbacks: Sequence[dict[str, Any]] = ()
 
     def configure(self, **batch: Any) -> None:
         own = {
@@ -50,6 +56,7 @@ class DeltaWorld(World):
             features=str(self.root / "t.parquet"),
             event_time_column="at" if self.dated else None,
             batch=BatchSettings(**own),
+            fallbacks=self.fallbacks,
         )
         self.settings = Settings(models={"m": model})
         self.settings._root = self.root
@@ -68,13 +75,15 @@ class DeltaWorld(World):
         return done
 
     def stored(self, generation: int | None) -> dict[tuple[str, bytes], bytes]:
-        """Bucket and stored id → row, as it lies in Redis."""
-        assert generation is not None
-        start = f"{TABLE.generation(generation)}:"
+        """Bucket and stored id → row, as it lies in Redis, with the age that readers take it for."""
+        manifest = self.table.generations.manifest(generation or 0)
+        assert manifest is not None
+        start, age = f"{TABLE.generation(manifest.number)}:", manifest.rows_as_of
+        of_all = None if age is None else age.to_bytes(4, "little")
         keys: Any = self.client.keys(f"{start}*")
         assert all(self.client.ttl(key) > 0 for key in keys)
         return {
-            (key.decode().removeprefix(start), field): row
+            (key.decode().removeprefix(start), field): row if of_all is None else of_all + row[4:]
             for key in keys
             for field, row in self.client.hgetall(key).items()
         }
@@ -129,6 +138,8 @@ def test_a_delta_run_stores_what_a_full_run_would(world: DeltaWorld, dated: bool
         world.write(rows)
         asked = world.model.rows
         delta = world.publish()
+        read = dict(zip(rows, world.table.read(list(rows)), strict=True))
+        block = world.table.read_block(list(rows))
         scored = world.model.rows - asked
         same = [name for name in rows if name in old and rows[name][0] == old[name][0]]
         assert (delta.full_reason, delta.rows_carried, delta.rows_rescored) == (None, len(same), scored)
@@ -148,6 +159,10 @@ def test_a_delta_run_stores_what_a_full_run_would(world: DeltaWorld, dated: bool
         for name, (_, at) in rows.items():
             expected = begun if at is None or not dated else min(at, manifest_time(world, delta))
             assert ages[stored_id(name)] == int(expected)
+            assert (entry := read[name]) is not None
+            assert entry.as_of == int(expected)
+        assert block is not None
+        assert block.as_of.tolist() == [ages[stored_id(name)] for name in rows]
         assert {name: value for name, (value, _) in world.parts(delta).items()} == {
             name: value for name, (value, _) in world.parts(full).items()
         }
@@ -286,7 +301,9 @@ def test_scheduled_runs_are_delta_runs_but_every_nth_is_full(world: DeltaWorld) 
 def test_only_the_schedule_asks_for_delta_runs_by_itself(world: DeltaWorld, trigger: str, is_delta: bool) -> None:
     world.configure(schedule="@daily")
     deployment = SimpleNamespace(settings=world.settings, runs=world.runs, broker=SimpleNamespace(hurry=lambda: None))
-    started = type(start_run._get_current_object()).run(SimpleNamespace(deployment=deployment), "m", trigger)
+    started = type(start_run._get_current_object()).run(
+        SimpleNamespace(deployment=deployment, request={}), "m", trigger
+    )
     assert started["delta"] is is_delta
 
 
@@ -350,6 +367,154 @@ def test_a_worker_that_does_not_see_the_shared_folder_ends_the_run_in_one_line(w
     assert "delta_path must be a folder that all batch and maintenance workers share" in (done.error or "")
 
 
+def test_rows_that_redis_lost_are_scored_anew_and_the_run_says_so(world: DeltaWorld) -> None:
+    world.configure()
+    world.write(numbered(200))
+    first = world.publish()
+    world.client.delete(TABLE.bucket(first.generation or 0, 0))
+    done = world.publish()
+    assert "rows of run" in (done.full_reason or "")
+    assert (done.full_reason or "").endswith("are left in Redis, of 200")
+    assert world.answers(*(f"e{i}" for i in range(200))) == [2.0 * i for i in range(200)]
+    assert world.publish().full_reason is None
+
+
+@pytest.mark.parametrize("lost", ["of what serves", "of the copy"])
+def test_rows_that_redis_loses_in_mid_run_are_not_missing_in_what_serves(world: DeltaWorld, lost: str) -> None:
+    world.configure()
+    world.write(numbered(200))
+    first = world.publish()
+    world.write(numbered(200, e3=-3.0))
+    run = world.request(delta=True)
+    world.runs.reconcile("m")
+    generation = first.generation if lost == "of what serves" else world.runs.show(run.run_id).generation
+    for bucket in range(2):
+        world.client.delete(TABLE.bucket(generation or 0, bucket))
+    done = world.finish(run)
+    if lost == "of what serves":
+        assert (done.state, world.answers("e3", "e4", "e199")) == (RunState.PUBLISHED, [-6.0, 8.0, 398.0])
+        world.runs.rollback("m")  # to the generation with lost rows
+        assert "are left in Redis" in (world.publish().full_reason or "")
+    else:
+        assert (done.state, failed_gates(done)) == (RunState.FAILED, ["coverage"])
+        assert world.publish().full_reason is None  # what serves is whole
+    assert world.answers("e3", "e4", "e199") == [-6.0, 8.0, 398.0]
+
+
+def test_a_lost_folder_makes_one_full_run(world: DeltaWorld) -> None:
+    world.configure()
+    world.write(numbered(50))
+    world.publish()
+    shutil.rmtree(world.root / ".forecache/delta")
+    assert "kept no vectors, or they were lost" in (world.publish().full_reason or "")
+    assert world.publish().rows_carried == 50
+
+
+def test_a_folder_without_room_costs_a_full_run_nothing_and_is_named_by_a_delta_run(
+    world: DeltaWorld,
+) -> None:
+    world.configure()
+    world.write(numbered(50))
+    (world.root / ".forecache").mkdir(exist_ok=True)
+    (world.root / ".forecache/delta").write_text("a file")
+    done = world.finish(world.request(delta=True))
+    assert (done.state, world.answers("e49")) == (RunState.PUBLISHED, [98.0])
+    assert (done.error or "").startswith("the next delta run will score all rows: ")
+    assert "delta_path must be a folder" in (done.error or "")
+    assert "kept no vectors" in (world.finish(world.request(delta=True)).full_reason or "")
+
+    (world.root / ".forecache/delta").unlink()
+    world.publish()
+    run = world.request(delta=True)
+    world.runs.reconcile("m")
+    (world.root / ".forecache/delta/m" / run.run_id).write_text("in the way")
+    world.work(1)
+    assert "delta_path cannot be written to: " in (world.runs.details(run.run_id).last_error or "")
+    (world.root / ".forecache/delta/m" / run.run_id).unlink()
+    assert world.runs.cancel(run.run_id).state is RunState.CANCELLED
+
+
+def test_copies_merges_and_carried_rows_give_way_to_requests(
+    world: DeltaWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[str | None] = []
+
+    class Yields:
+        def __init__(self, *_: object) -> None: ...
+
+        def give_way(self, device: str | None = None) -> None:
+            devices.append(device)
+
+    monkeypatch.setattr("inference.batch.runs.Yielding", Yields)
+    world.configure()
+    world.write(numbered(50))
+    world.publish()
+    assert devices.count("cpu-1") == 4  # its model calls
+    world.write(numbered(40))
+    run = world.request(delta=True)
+    steps = []
+    for step in (lambda: world.runs.reconcile("m"), world.work, lambda: world.runs.reconcile("m")):
+        devices.clear()
+        step()
+        steps.append((len(devices), set(devices)))
+    assert world.runs.show(run.run_id).state is RunState.PUBLISHED
+    # a piece of the copy; two chunks without a model call; a piece of the merge, and a removal
+    assert steps == [(1, {None}), (2, {None}), (2, {None})]
+
+
+@pytest.mark.parametrize("way", [{"feature_table": True}, {"parquet_path": "out"}])
+def test_a_delta_run_of_another_active_set_stores_what_a_full_run_would(
+    world: DeltaWorld, monkeypatch: pytest.MonkeyPatch, way: dict[str, Any]
+) -> None:
+    world.fallbacks = [{"kind": "function", "name": "f", "function": "package.module:name"}]
+    world.configure(entities="asked within 3d", new_entities=False, min_size_ratio=0.0, **way)
+    chosen: list[range] = [range(60), range(30, 80)]
+
+    def choose(_: object, name: str, model: ModelSettings, **kwargs: Any) -> ActiveSet:
+        ids = filters.hashes(pa.array([f"e{i}" for i in chosen[0]]))
+        return ActiveSet(model.batch.entities, filters=filters, chooses=lambda found: np.isin(found, ids))
+
+    filters: Any = SimpleNamespace(hashes=lambda ids: hash_ids(ids), history=lambda hashes: hashes)
+    monkeypatch.setattr(ActiveSets, "open", choose)
+    world.write(numbered(100))
+    world.publish()
+    del chosen[0]
+    world.write(numbered(100, e40=-1.0, e99=-1.0))
+    done = world.publish()
+    assert (done.full_reason, done.rows_carried, done.rows_rescored, done.rows_removed) == (None, 29, 21, 30)
+    ours, theirs = (world.stored(run.generation) for run in (done, world.publish(delta=False)))
+    assert {place: row[4:] for place, row in ours.items()} == {place: row[4:] for place, row in theirs.items()}
+
+
+def test_carried_rows_are_newer_than_answers_of_the_time_before(world: DeltaWorld) -> None:
+    world.configure()
+    world.write(numbered(50))
+    first = world.publish()
+    begun = world.runs._ledger.load(first.run_id).created_at
+    answer: Any = {"y": np.array([5.0], np.float32)}
+    for name, at in (("e1", begun + 1), ("e2", begun + 3600)):  # computed on demand
+        world.table.overlay.upsert(
+            [name], record().signature.outputs, answer, as_of=np.array([at]), computed_at=at,
+            model_version=1, origin=Origin.REALTIME, keep_s=7200,
+        )  # fmt: skip
+    assert world.answers("e1", "e2") == [5.0, 5.0]
+    time.sleep(max(0.0, int(begun + 2) + 0.01 - time.time()))  # ages are whole seconds
+    done = world.publish()
+    assert done.rows_carried == 50
+    assert world.answers("e1", "e2") == [2.0, 5.0]
+
+
+def test_rows_that_get_event_times_are_scored_anew_since_those_before_share_one_age(world: DeltaWorld) -> None:
+    world.configure()
+    world.write(numbered(50))
+    world.publish()
+    assert world.publish().full_reason is None
+    world.dated = True
+    world.configure()
+    assert "has no event times" in (world.publish().full_reason or "")
+    assert [entry and entry.as_of for entry in world.table.read(["e1"])] == [DAY]
+
+
 def test_a_partial_run_is_no_delta_run(world: DeltaWorld) -> None:
     world.configure()
     world.write(numbered(10))
@@ -359,9 +524,10 @@ def test_a_partial_run_is_no_delta_run(world: DeltaWorld) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_real_workers_killed_in_a_delta_run_cost_no_prediction_and_it_rolls_back(tmp_path: Path) -> None:
+def test_processes_killed_while_they_copy_and_score_cost_no_prediction_and_the_run_rolls_back(tmp_path: Path) -> None:
     rows, rng = 6_000, random.Random(5)
-    rig = Rig(tmp_path, batch="delta = true")
+    # copying ends with a rest, so that a kill meets it before the run's record knows of the copy
+    rig = Rig(tmp_path, batch="delta = true\nwrite_share = 0.002")
     write_slow_sum_model(rig.stack.folder / "model", ["a", "b"], seconds=CALL_S)
     rig.write_table(50, offset=0, name="tick.parquet")
 
@@ -377,6 +543,10 @@ def test_real_workers_killed_in_a_delta_run_cost_no_prediction_and_it_rolls_back
         entries = rig.table.read([f"e{i}" for i in range(rows)])
         return {f"e{i}": next(iter(e.values.values())) for i, e in enumerate(entries) if e is not None}
 
+    def copied(run_id: str) -> int:
+        generations = rig.table.generations
+        return sum(generations.count(one) for one in generations.all() if one.run_id == run_id)
+
     with rig.stack as stack:
         stack.start("gpu", "gpu-2", "maintenance", "api")
         stack.wait_ready(150)
@@ -384,6 +554,10 @@ def test_real_workers_killed_in_a_delta_run_cost_no_prediction_and_it_rolls_back
         assert rig.end(rig.request())["state"] == "published"
         second = write(7, rows - 200)
         run_id = rig.request(delta=True)
+        wait_for(lambda: copied(run_id), "a copy", 60)
+        stack.kill("maintenance")
+        assert stack.deployment.runs.show(run_id).state is RunState.QUEUED
+        stack.start("maintenance")
         for _ in range(3):
             rig.kill_at_work(["gpu", "gpu-2"], rng)
         stack.kill("maintenance")

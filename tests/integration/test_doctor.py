@@ -17,10 +17,11 @@ import pytest
 
 from app.cli.doctor.checkup import check_up
 from app.cli.doctor.findings import Check, Finding, Status
+from app.cli.doctor.tables import filters_to_come
 from inference.redis.clients import Client
 from inference.redis.keys import Keys, TableKind
 from inference.schema import DType, TensorSpec
-from inference.settings import Settings
+from inference.settings import ModelSettings, Settings
 from inference.store import Table
 from tests.support.models import export_models, float_features, write_features
 from tests.support.ports import free_port
@@ -103,6 +104,24 @@ def test_memory_is_judged_by_what_rows_really_take(server: RedisServer, tmp_path
         assert told == pytest.approx(3 * taken, rel=0.35)
         client.config_set("maxmemory", client.info("memory")["used_memory"] + taken)
     assert any(text.startswith("too little: ") for text in of(Check.REDIS, check_up(own)))
+
+
+def test_filters_of_the_access_log_that_are_not_there_yet_are_counted(server: RedisServer) -> None:
+    rows, a_day, keys = 1_000_000, 1_500_000, Keys("forecache")
+
+    def to_come(**model: Any) -> float:
+        return filters_to_come(client, keys, "delay", ModelSettings.model_validate({"path": "m", **model}), rows)
+
+    with Client(port=server.port) as client:
+        client.flushall()
+        assert to_come() == 30 * a_day
+        client.setrange(keys.asked_filter("delay", int(client.now() // 86_400)), a_day - 1, b"1")
+        five_days = {"asked_days": 5}
+        assert to_come(access_log=five_days) == 4 * a_day
+        chosen = {"entities": "asked within 3d", "feature_table": True}
+        # and the ids of three sources, by which new entities are told
+        assert to_come(access_log=five_days, batch=chosen) == 4 * a_day + 3 * 2 * rows
+        assert to_come(access_log={"enabled": False}) == 0
 
 
 def test_the_command_prints_json_and_exits_1(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 import grpc
+import httpx
 import numpy as np
 import ovmsclient
 import pytest
@@ -42,7 +43,7 @@ pytestmark = pytest.mark.integration
 SETTINGS, PING = b"\0\0\0\4\0\0\0\0\0", b"\0\0\x08\6\0\0\0\0\0" + bytes(8)
 X = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
 REALTIME = "realtime = { timeout_ms = 10000, max_micro_batch = 100 }\n"
-MODELS = ("half_plus_two", "dense", "echo", "column", "slow")
+MODELS = ("half_plus_two", "dense", "echo", "scaled", "column", "slow")
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             folder / "dense" / "2": "dense:3:2",
             folder / "dense" / "3": "dense:3:3",
             folder / "echo" / "1": "echo",
+            folder / "scaled" / "1": "scaled",
             folder / "slow" / "1": "sum:1:0.7",
         }
     )
@@ -135,6 +137,26 @@ def test_the_client_of_openvino_model_server_predicts(address: str) -> None:
     assert outputs["same_number"].tolist() == [[1.0, 2.0]]
     assert (outputs["same_count"].tolist(), outputs["same_flag"].tolist()) == ([7], [True])
     assert outputs["same_text"].tolist() == ["ü".encode()]
+
+
+def test_an_input_for_which_the_model_has_a_value_may_be_left_out(stub: Any, stack: Stack) -> None:
+    def scaled(**more: Any) -> list[list[float]]:
+        request = predict_request("scaled", x=np.float32([[1.0, 2.0]] * 2), **more)
+        answer = tensor_pb2.TensorProto.FromString(stub.Predict(request, timeout=20).outputs["y"].SerializeToString())
+        return np.array(answer.float_val).reshape(2, 2).tolist()
+
+    assert scaled() == [[2.5, 4.5]] * 2
+    assert scaled(factor=np.float32(10.0)) == [[10.5, 20.5]] * 2
+    assert scaled(factor=np.float32(10.0), shift=np.float32([0.0, 1.0])) == [[10.0, 20.0], [11.0, 21.0]]
+    without = predict_request("scaled", factor=np.float32(10.0))
+    assert refusal(stub.Predict, without) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "input size does not match signature: 1!=3 len({factor}) != len({factor,shift,x}). Sent extra: {}. "
+        "Missing but required: {x}.",
+    )
+    # TensorFlow Serving's JSON wants every input
+    refused = httpx.post(f"{stack.url}/v1/models/scaled:predict", json={"inputs": {"x": [[1.0, 2.0]], "factor": 3.0}})
+    assert (refused.status_code, refused.json()) == (400, {"error": "Missing named input: shift in 'inputs' object."})
 
 
 def test_the_client_of_openvino_model_server_reads_status_and_metadata(address: str) -> None:

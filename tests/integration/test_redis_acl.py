@@ -40,11 +40,13 @@ def command(stack: Stack, role: str, *words: str) -> subprocess.CompletedProcess
     return stack.cli(*words, environment=as_user(stack, role))
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+@pytest.fixture(
+    scope="module", params=[pytest.param(7, id="redis7"), pytest.param(9, id="valkey", marks=pytest.mark.slow)]
+)
+def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("acl")
     stack = Stack(folder, write_flights(folder))
-    stack.redis.binary = find_redis_binary(7)
+    stack.redis.binary = find_redis_binary(request.param)
     subprocess.run([ROOT / "docker" / "make-secrets.sh", folder / "secrets"], check=True, timeout=30)
     with stack:
         with redis.Redis(port=stack.redis.port) as admin:

@@ -139,6 +139,18 @@ def test_vectors_are_compared_by_their_largest_element_and_flags_by_themselves(d
     assert n.movers[0].movement == 14
 
 
+def test_integers_have_no_noise_however_large_they_are(desk: Desk) -> None:
+    fields = (TensorSpec("n", DType.INT64), TensorSpec("x", DType.FLOAT64))
+    values = np.array([1_234_567, 2**60, 5])
+    ids = ["a", "b", "c"]
+    desk.run(ids, {"n": values, "x": values.astype(float)}, fields, publish=True)
+    later = values + np.array([1, 1, 0])
+    run = desk.run(ids, {"n": later, "x": later.astype(float)}, fields)
+    n, x = desk.diff(run).outputs
+    assert (n.moved, x.moved) == (2 / 3, 0.0)
+    assert desk.diff(run, tolerance=2.0).outputs[0].moved == 0.0
+
+
 def test_texts_are_compared_for_equality_and_what_makes_no_sense_is_left_out_in_words(desk: Desk) -> None:
     fields = (TensorSpec("label", DType.STRING), TensorSpec("list", DType.FLOAT32, (-1,)))
     lists = np.empty(3, object)

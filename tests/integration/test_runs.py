@@ -98,7 +98,7 @@ class World:
             self.table_of,
             self.send,
             lambda: None,
-            start_spark=lambda run_id: self.drivers.append(run_id),
+            start_driver=lambda run_id: self.drivers.append(run_id),
             inspect=self.inspect,
         )
 
@@ -170,9 +170,12 @@ def test_a_run_publishes_every_prediction_at_once_and_leaves_parquet_parts(world
     assert world.inspected == 1
 
 
-def test_a_run_on_spark_asks_for_one_driver_and_sends_no_chunks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inference.batch.plan.check_engine", lambda engine: None)
-    run = world.request(engine="spark")
+@pytest.mark.parametrize("engine", ["spark", "ray"])
+def test_a_run_on_a_cluster_asks_for_one_driver_and_sends_no_chunks(
+    world: World, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    monkeypatch.setattr("inference.batch.engines.check_engine", lambda engine, model: None)
+    run = world.request(engine=engine)
 
     for _ in range(3):
         world.runs.reconcile()

@@ -115,15 +115,14 @@ def test_every_redis_has_the_prefix_the_order_of_priorities_and_a_limit_on_silen
     [
         "sentinel://127.0.0.1:26379;sentinel://127.0.0.1:26380;sentinel://127.0.0.1:26381",
         "sentinel://h:26379",
-        "redis+sentinel://h:26379/mymaster/0",
-        "rediss+sentinel://h:26379/mymaster/0",
+        "redis-sentinel://h:26379",
     ],
 )
-def test_sentinel_is_refused_by_name_with_what_to_write(tmp_path: Path, url: str) -> None:
+def test_celerys_own_form_of_sentinels_is_refused_with_what_to_write(tmp_path: Path, url: str) -> None:
     for where in ("broker_url", "url", "cache_url"):
         told = refusal(tmp_path, **{where: url})
         assert where in told
-        assert "Sentinel is not supported: give the address of the master" in told
+        assert "redis+sentinel://host:26379,host2:26379/mymaster/0" in told
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ def test_a_broker_that_cannot_be_used_ends_a_worker_in_one_line(tmp_path: Path) 
     done = run_worker(tmp_path, "maintenance")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
-    assert "Sentinel is not supported" in done.stderr
+    assert "redis+sentinel://" in done.stderr
 
 
 BREAK = """

@@ -141,6 +141,45 @@ def echo(folder: str) -> None:
     _save(Echo(), folder)
 
 
+def scaled(folder: str) -> None:
+    """`factor` and `shift` have values of their own, so a request may leave them out."""
+
+    two, half = tf.constant(2.0), tf.constant([0.5])
+
+    class Scaled(tf.Module):
+        @tf.function(
+            input_signature=[spec(None, 2, name="x"), tf.TensorSpec([], name="factor"), spec(None, name="shift")]
+        )
+        def serve(self, x: tf.Tensor, factor: tf.Tensor = two, shift: tf.Tensor = half) -> dict[str, tf.Tensor]:
+            return {"y": x * factor + shift[:, None]}
+
+    _save(Scaled(), folder)
+
+
+def lengths(folder: str) -> None:
+    class Lengths(tf.Module):
+        @tf.function(
+            input_signature=[spec(None, None, None, name="grid"), spec(None, None, dtype=tf.string, name="words")]
+        )
+        def serve(self, grid: tf.Tensor, words: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {
+                "doubled": 2.0 * grid,
+                "joined": tf.strings.reduce_join(words, axis=1, separator=" "),
+                "upper": tf.strings.upper(words),
+            }
+
+    _save(Lengths(), folder)
+
+
+def scalars(folder: str) -> None:
+    class Scalars(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([], name="a"), tf.TensorSpec([], dtype=tf.string, name="word")])
+        def serve(self, a: tf.Tensor, word: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"half": a / 2.0, "twice": tf.strings.join([word, word])}
+
+    _save(Scalars(), folder)
+
+
 def raw(folder: str) -> None:
     class Raw(tf.Module):
         @tf.function(input_signature=[spec(None, dtype=tf.string, name="image")])
@@ -193,6 +232,9 @@ KINDS = {
     "fussy": fussy,
     "fixed": fixed,
     "echo": echo,
+    "lengths": lengths,
+    "scalars": scalars,
+    "scaled": scaled,
     "raw": raw,
     "classify": classify,
     "regress": regress,

@@ -147,7 +147,7 @@ def tasks() -> Iterator[dict[str, Any]]:
         yield envelope("forecache.check_parity", kwargs={"model": odd})
         yield envelope("forecache.start_run", kwargs={"model": odd, "trigger": odd})
         yield envelope("forecache.prepare_run", kwargs={"run_id": odd})
-        yield envelope("forecache.drive_spark", kwargs={"run_id": odd})
+        yield envelope("forecache.drive_run", kwargs={"run_id": odd})
         yield envelope("forecache.compare_run", kwargs={"run_id": odd, "options": odd})
     # of version 1
     first = {"task": TASK, "id": "v1", "args": [], "kwargs": {}, "retries": 0, "eta": None, "expires": None}

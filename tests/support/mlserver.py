@@ -6,16 +6,14 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import httpx
-import pytest
 
+from tests.support.peers import peer_python
 from tests.support.ports import free_port
 from tests.support.waiting import wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENT = "mlserver==1.7.1"
 
 #: written beside the models: MLServer's own runtimes do not say what their models take
@@ -53,27 +51,12 @@ class Text(MLModel):
 """
 
 
-def mlserver_python() -> Path:
-    """Return the interpreter of MLServer's environment; the first time it is made, which takes minutes."""
-    folder = ROOT / ".peers" / REQUIREMENT.replace("==", "-")
-    python = folder / "bin" / "python"
-    if not (folder / ".installed").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        installed = subprocess.run(
-            [str(python), "-m", "pip", "install", "--quiet", REQUIREMENT], capture_output=True, text=True, check=False
-        )
-        if installed.returncode:
-            pytest.fail(f"{REQUIREMENT} cannot be installed: {installed.stderr[-1000:]}")
-        (folder / ".installed").touch()
-    return python
-
-
 class MLServer:
     """MLServer over the models `plain` and `text` in a folder, until it leaves the `with` block."""
 
     def __init__(self, folder: Path, weights: Path) -> None:
         self.folder = folder
-        self.port = 0
+        self.port = self.grpc_port = 0
         self._process: subprocess.Popen[bytes] | None = None
         (folder / "home.py").write_text(_CODE)
         self._model("plain", "home.Plain", [("x", "FP32", [-1, 4])], [("y", "FP32", [-1, 1])], str(weights))
@@ -85,7 +68,7 @@ class MLServer:
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> MLServer:
-        python = mlserver_python()
+        python = peer_python(REQUIREMENT)
         # a port that was free may be taken by the time that MLServer, seconds later, asks for it
         for _ in range(3):
             self._start(python)
@@ -108,9 +91,9 @@ class MLServer:
                 self._process.wait(5)
 
     def _start(self, python: Path) -> None:
-        self.port = free_port()
+        self.port, self.grpc_port = free_port(), free_port()
         settings = {
-            "http_port": self.port, "grpc_port": free_port(), "metrics_port": free_port(), "host": "127.0.0.1",
+            "http_port": self.port, "grpc_port": self.grpc_port, "metrics_port": free_port(), "host": "127.0.0.1",
             "parallel_workers": 0,
         }  # fmt: skip
         (self.folder / "settings.json").write_text(json.dumps(settings))

@@ -109,6 +109,8 @@ class FakeRecorder:
         self.ages_s: list[float | None] = []
         self.latencies: list[tuple[bool, float]] = []
         self.asked: list[str] = []
+        #: version, rows and calls of each request for tensors
+        self.tensors: list[tuple[int, int, int]] = []
 
     def record(self, model: str, outcome: Outcome, count: int = 1, *, age_s: float | None = None) -> None:
         self.counts[outcome] += count
@@ -119,3 +121,6 @@ class FakeRecorder:
 
     def record_latency(self, model: str, took_s: float, *, hit: bool) -> None:
         self.latencies.append((hit, took_s))
+
+    def record_tensors(self, model: str, version: int, took_s: float, *, rows: int, calls: int) -> None:
+        self.tensors.append((version, rows, calls))

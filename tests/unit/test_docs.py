@@ -16,7 +16,7 @@ from inference.settings import Settings
 from inference.settings.fields import Section
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md")]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("deploy/*/README.md")]
 
 
 def anchors(page: Path) -> set[str]:

@@ -6,14 +6,17 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from app.cli.doctor.findings import Check, Finding, at_once, error, not_checked, warning
+from app.cli.doctor.grpc_port import check_grpc_port
 from app.cli.doctor.machine import check_clock, check_environment, check_gpus, check_versions, find_gpus
 from app.cli.doctor.models import StoredModel, check_fallbacks, check_model
-from app.cli.doctor.runs import check_active_set, check_patience, check_schedule
+from app.cli.doctor.runs import check_active_set, check_patience, check_run_engine, check_schedule
+from app.cli.doctor.sentinels import check_sentinels
 from app.cli.doctor.servers import PATIENCE, Failure, Server, ask_server, check_broker, check_servers
 from app.cli.doctor.tables import (
     TableSize,
     check_disk,
     check_table,
+    filters_to_come,
     memory_finding,
     open_table,
     overlay_bytes,
@@ -26,7 +29,7 @@ from inference.deployment import Deployment
 from inference.economics.miss_capacity import miss_capacity
 from inference.errors import ForecacheError, StoreUnavailable
 from inference.failures import sentence_of
-from inference.monitoring.presence import Roster
+from inference.monitoring.presence import API_PROCESSES, Roster
 from inference.settings import ModelSettings, Settings
 from inference.sources import Source
 
@@ -83,8 +86,8 @@ class Checkup:
         self._cache = cache
         #: None: Redis does not answer
         self._deployment = deployment if isinstance(cache, Server) else None
-        #: model → the sizes of its tables, and the bytes of answers computed on demand
-        self._sizes: dict[str, tuple[list[TableSize], float]] = {}
+        #: model → the sizes of its tables, and the bytes of answers computed on demand and of filters to come
+        self._sizes: dict[str, tuple[list[TableSize], float, float]] = {}
 
     def checks(self) -> dict[CheckName, Findings]:
         """Return the checks, with separate ones for each model."""
@@ -93,10 +96,12 @@ class Checkup:
             Check.REDIS: lambda: check_servers(self._settings, self._results, self._cache),
             Check.BROKER: lambda: check_broker(self._settings, self._results),
             Check.WORKERS: lambda: check_workers(self._settings, self._rosters(), self._active()),
+            Check.GRPC: lambda: check_grpc_port(self._settings, self._api_processes()),
             Check.FALLBACK: lambda: check_fallbacks(self._settings),
             Check.MACHINE: self._machine,
         }
         checks: dict[CheckName, Findings] = {(check, check.value): call for check, call in whole.items()}
+        checks[Check.REDIS, "Sentinels"] = lambda: check_sentinels(self._settings)
         checks[Check.WORKERS, "queues"] = self._queues
         if not self._settings.models:
             checks[Check.MODEL, "models"] = _no_models
@@ -104,6 +109,7 @@ class Checkup:
             checks[Check.MODEL, name] = partial(self._model, name, model)
             checks[Check.TABLE, name] = partial(self._table, name, model)
             checks[Check.SCHEDULE, name] = partial(self._schedule, name, model)
+            checks[Check.SCHEDULE, f"{name}, engine"] = partial(check_run_engine, name, model)
             checks[Check.SCHEDULE, f"{name}, active set"] = partial(self._active_set, name, model)
             checks[Check.BROKER, f"chunks of {name}"] = partial(self._patience, name, model)
         return checks
@@ -112,8 +118,10 @@ class Checkup:
         """Return the finding about Redis' memory, by the tables that were checked in time."""
         if not isinstance(self._cache, Server):
             return not_checked(Check.REDIS, "memory")
-        sizes = [size for of_model, _ in list(self._sizes.values()) for size in of_model]
-        return memory_finding(self._cache.info, sizes, sum(overlay for _, overlay in list(self._sizes.values())))
+        known = list(self._sizes.values())
+        sizes = [size for of_model, _, _ in known for size in of_model]
+        overlay, filters = sum(one for _, one, _ in known), sum(one for _, _, one in known)
+        return memory_finding(self._cache.info, sizes, overlay, filters)
 
     def _queues(self) -> list[Finding]:
         rosters = self._rosters()
@@ -148,7 +156,8 @@ class Checkup:
             client, keys = self._deployment.cache, self._deployment.keys
             outputs = record.signature.outputs if record else ()
             sizes = table_sizes(client, keys, name, source_rows=rows, outputs=outputs)
-            self._sizes[name] = sizes, overlay_bytes(client, keys, name, model, rows)
+            overlay = overlay_bytes(client, keys, name, model, rows)
+            self._sizes[name] = sizes, overlay, filters_to_come(client, keys, name, model, rows)
         return [check_table(name, model, table, record), *check_disk(self._settings, name, model, rows, record)]
 
     def _schedule(self, name: str, model: ModelSettings) -> list[Finding]:
@@ -181,6 +190,9 @@ class Checkup:
 
     def _runs(self, model: str) -> list[RunRecord] | None:
         return self._deployment.ledger.newest(model, _RUNS) if self._deployment else None
+
+    def _api_processes(self) -> Roster | None:
+        return self._deployment.presence.roster(API_PROCESSES) if self._deployment else None
 
     def _rosters(self) -> dict[str, Roster] | None:
         if self._deployment is None:

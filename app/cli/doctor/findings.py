@@ -17,6 +17,7 @@ class Check(StrEnum):
     REDIS = "redis"
     BROKER = "broker"
     WORKERS = "workers"
+    GRPC = "grpc"
     MODEL = "model"
     TABLE = "table"
     FALLBACK = "fallback"

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from app.cli.doctor.findings import Check, Finding, duration_text, error, not_checked, ok, warning
-from inference.batch import RunState, slot_after, slot_at
+from inference.batch import Engine, RunState, slot_after, slot_at
+from inference.batch.engines import look_for_engine, ray_address
 from inference.batch.records import RunRecord
 from inference.clock import Clock, system_clock, to_iso
 from inference.economics.miss_capacity import MissCapacity
+from inference.errors import BadInput
 from inference.settings import ModelSettings, Settings
 from inference.settings.server_urls import is_amqp, is_redis
 from tasks.celery_app import celery_config
@@ -41,6 +43,23 @@ def check_schedule(
     interval_s = _shortest_interval(batch.schedule, batch.timezone, latest)
     missed = _missed(name, runs, slot_at(batch.schedule, batch.timezone, latest - 1))
     return [*failed, *missed, _run_time(name, batch.schedule, interval_s, runs)]
+
+
+def check_run_engine(name: str, model: ModelSettings) -> list[Finding]:
+    """Return whether this machine can start runs on the model's engine; nothing for batch workers.
+
+    Only the maintenance worker's machine needs to.
+    """
+    engine = Engine(model.batch.engine)
+    if not model.features or engine is Engine.CELERY:
+        return []
+    subject = f"{name}, engine"
+    try:
+        look_for_engine(engine, model)
+    except BadInput as problem:
+        return [error(Check.SCHEDULE, subject, problem.message, "put it right where the maintenance worker runs")]
+    address = ray_address(model) if engine is Engine.RAY else model.batch.spark.master
+    return [ok(Check.SCHEDULE, subject, f"{engine} ({address or 'of each run, on this machine'})")]
 
 
 def _shortest_interval(schedule: str, timezone: str, slot: float) -> float:

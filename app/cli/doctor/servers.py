@@ -10,6 +10,7 @@ from typing import Any
 
 import redis
 from kombu import Connection
+from redis.sentinel import MasterNotFoundError
 
 from app.cli.context import certificate_fix, place_of
 from app.cli.doctor.findings import Check, Finding, error, ok, warning
@@ -121,6 +122,8 @@ def _failure_of(problem: Exception | None, setting: str) -> Failure:
         )
     if isinstance(problem, redis.BusyLoadingError):
         return Failure("it is still loading its data", "wait until it has, then ask again")
+    if isinstance(problem, MasterNotFoundError):
+        return Failure(f"{problem}", "see what is said of its Sentinels")
     if isinstance(problem, redis.TimeoutError):
         return Failure(f"no answer within {PATIENCE.timeout_s:g} s", f"check the host and port of {setting}")
     if isinstance(problem, ClusterFault):
@@ -193,12 +196,14 @@ def _kind(subject: str, info: Mapping[str, Any], *, holds_cache: bool, of_cluste
             fix = "write redis+cluster:// in place of redis:// in [redis] cache_url"
         found.append(error(Check.REDIS, subject, "it is a node of a cluster", fix))
     if info.get("redis_mode") == "sentinel":
-        fix = "use the Redis server that it watches"
+        fix = "write the URL as redis+sentinel://host:26379,host2:26379/NAME/0, with the primary's NAME there"
         found.append(error(Check.REDIS, subject, f"it runs in {info['redis_mode']} mode", fix))
     if info.get("role") in ("slave", "replica"):
         fix = f"set the URL to its master, {info.get('master_host')}:{info.get('master_port')}"
         found.append(error(Check.REDIS, subject, "it is a replica, which takes no writes", fix))
-    return found or [ok(Check.REDIS, subject, f"answers; Redis {text}")]
+    # Valkey's `redis_version` is the Redis that it is compatible with
+    name = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {text}"
+    return found or [ok(Check.REDIS, subject, f"answers; {name}")]
 
 
 def check_writes(check: Check, subject: str, server: Server) -> list[Finding]:

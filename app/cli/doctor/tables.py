@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from app.cli.doctor.findings import Check, Finding, error, ok, size_text, warning
+from inference.batch.active_set import known_bytes
 from inference.batch.paths import locate_source
 from inference.batch.scoring import Preparer
+from inference.batch.vectors import PART_BYTES, PLACE_BYTES, WHOLE_BYTES
 from inference.clock import system_clock
 from inference.errors import BadInput
 from inference.features import Vectoriser, check_key_columns
 from inference.models import VersionRecord
+from inference.monitoring.asked_filters import DAY_S, filter_bytes
 from inference.monitoring.statistics import HitWindows
 from inference.outcomes import Outcome
 from inference.redis.clients import Client
@@ -97,25 +100,37 @@ def _check_first_rows(name: str, model: ModelSettings, table: Source, record: Ve
 def check_disk(
     settings: Settings, name: str, model: ModelSettings, rows: int | None, record: VersionRecord | None
 ) -> list[Finding]:
-    """Check that the disk has room for the runs' Parquet files. Returns nothing if runs write none to a disk."""
-    if not model.batch.parquet_path or is_uri(model.batch.parquet_path):
-        return []
-    # the folder is the part before the first placeholder
-    folder = existing_parent(settings.path(model.batch.parquet_path.partition("{")[0] or "."))
-    subject = f"{name}, parquet_path"
-    if not os.access(folder, os.W_OK | os.X_OK):
-        fix = f"let the workers write there, or change [models.{name}.batch] parquet_path"
-        return [error(Check.TABLE, subject, f"{folder} is not writable", fix)]
-    needed = (rows or 0) * estimated_bytes_per_row(record.signature.outputs if record else ())
-    return [disk_finding(subject, folder, shutil.disk_usage(folder).free, needed, name)]
+    """Check that the disk has room for the runs' Parquet files, and for what tells delta runs which rows changed.
+
+    Returns nothing if runs write none of them to a disk.
+    """
+    batch, rows, found = model.batch, rows or 0, []
+    if batch.parquet_path and not is_uri(batch.parquet_path):
+        # the folder is the part before the first placeholder
+        folder = existing_parent(settings.path(batch.parquet_path.partition("{")[0] or "."))
+        needed = rows * estimated_bytes_per_row(record.signature.outputs if record else ())
+        found.append(_check_folder(name, "parquet_path", folder, needed))
+    if batch.delta and not is_uri(batch.delta_path):
+        folder = existing_parent(settings.path(batch.delta_path))
+        # once the last chunk is done, the parts lie beside the whole file
+        each = PART_BYTES + WHOLE_BYTES + (PLACE_BYTES if batch.parquet_path else 0)
+        found.append(_check_folder(name, "delta_path", folder, rows * each))
+    return found
 
 
-def disk_finding(subject: str, folder: Path, free: float, needed: float, model: str) -> Finding:
-    """Compare `free` bytes with the `needed` bytes of one run."""
-    detail = f"{size_text(free)} free at {folder}"
+def _check_folder(name: str, setting: str, folder: Path, needed: float) -> Finding:
+    if os.access(folder, os.W_OK | os.X_OK):
+        return disk_finding(name, setting, folder, shutil.disk_usage(folder).free, needed)
+    fix = f"let the workers write there, or change [models.{name}.batch] {setting}"
+    return error(Check.TABLE, f"{name}, {setting}", f"{folder} is not writable", fix)
+
+
+def disk_finding(model: str, setting: str, folder: Path, free: float, needed: float) -> Finding:
+    """Compare `free` bytes with the `needed` bytes of one run. `setting`: the one that names the folder."""
+    subject, detail = f"{model}, {setting}", f"{size_text(free)} free at {folder}"
     if needed:
         detail += f"; a run writes at most about {size_text(needed)}"
-    fix = f"delete old runs there, or change [models.{model}.batch] parquet_path"
+    fix = f"delete what else is there, or change [models.{model}.batch] {setting}"
     if free < max(needed, 1):
         return error(Check.TABLE, subject, detail, fix)
     if free < RUNS_AHEAD * needed:
@@ -187,14 +202,39 @@ def overlay_bytes(cache: Client, keys: Keys, name: str, model: ModelSettings, ro
     return OVERLAY_ENTRY_BYTES * (computed if rows is None else min(computed, rows))
 
 
-def memory_finding(info: Mapping[str, Any], sizes: Sequence[TableSize], overlay: float) -> Finding:
-    """Compare the needed memory and the memory of other data with the server's limit."""
+def filters_to_come(cache: Client, keys: Keys, name: str, model: ModelSettings, rows: int | None) -> float:
+    """Return the bytes by which the filters of what was asked for grow until all days of the settings have one.
+
+    Counts the filters of known entities too, by which runs with an active set tell new ones.
+    """
+    log, today = model.access_log, int(cache.now() // DAY_S)
+    filters = [keys.asked_filter(name, today - age) for age in range(log.asked_days)] if log.enabled else []
+    needed = len(filters) * filter_bytes(rows)
+    if not model.batch.rule.is_all and model.batch.new_entities:
+        published = Table(cache, keys.table(TableKind.PREDICTIONS, name), kind=TableKind.PREDICTIONS, model=name)
+        known = [one.run_id for one in published.generations.published() if one is not None and one.run_id]
+        filters += [keys.run_part(run_id, "known") for run_id in known]
+        needed += GENERATIONS * known_bytes(rows or 0)
+    held: int = sum(cache.exchange([("STRLEN", key) for key in filters]))
+    return max(needed - held, 0)
+
+
+def memory_finding(
+    info: Mapping[str, Any], sizes: Sequence[TableSize], overlay: float, filters: float = 0.0
+) -> Finding:
+    """Compare the needed memory and the memory of other data with the server's limit.
+
+    `overlay`: the bytes of answers computed on demand; `filters`: those of `filters_to_come`.
+    """
     limit = float(info.get("maxmemory") or info.get("total_system_memory") or 0)
     needed = sum(size.needed_bytes for size in sizes) + overlay
     others = max(float(info.get("used_memory", 0)) - sum(size.held_bytes for size in sizes), 0.0)
     how = "measured" if sizes and all(size.measured for size in sizes) else "estimated"
-    detail = f"{GENERATIONS} generations and answers on demand take {size_text(needed)} ({how}), all else "
-    detail += size_text(others)
+    detail = f"{GENERATIONS} generations and answers on demand take {size_text(needed)} ({how}), "
+    if filters:
+        detail += f"days of the access log to come up to {size_text(filters)}, "
+        needed += filters
+    detail += f"all else {size_text(others)}"
     if not limit:
         return ok(Check.REDIS, "memory", f"{detail}; it does not tell how much it may take")
     detail += f", of {size_text(limit)} ({'maxmemory' if info.get('maxmemory') else 'all of its machine'})"

@@ -136,7 +136,7 @@ export function drawCurve(id, curve, currency) {
     `(${(100 * point.low).toFixed(1)} to ${(100 * point.high).toFixed(1)})${cost(point)}`;
   const marks = [["today", "circle"], ["advised", "circle-open"]].filter(([name]) => curve[name]).map(([name, symbol]) => ({
     x: [x(curve[name])], y: [100 * curve[name].hit_rate], type: "scatter", mode: "markers", hoverinfo: "skip",
-    name: `${name}: ${curve[name].label}`,
+    cliponaxis: false, name: `${name}: ${curve[name].label}`,
     marker: { size: symbol === "circle" ? 9 : 15, symbol, color: colour("--bs-body-color"), line: { width: 2 } },
   }));
   const every = Math.ceil(curve.points.length / 6);

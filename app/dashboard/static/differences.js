@@ -95,7 +95,7 @@ function drawRuns(data) {
   select.dataset.drawn = key;
   const listed = data.runs.some((run) => run.run_id === data.run.run_id) ? data.runs : [data.run, ...data.runs];
   select.replaceChildren(...listed.filter(Boolean).map((run) => {
-    const option = element("option", "", `${run.run_id} · ${run.state}${run.shadow ? ", shadow" : ""}`);
+    const option = element("option", "", `${run.run_id} · ${run.kind}, ${run.state}`);
     option.value = run.run_id;
     option.selected = run.run_id === data.run.run_id;
     return option;

@@ -104,6 +104,7 @@ function facts(details) {
       ["Outside the set", count(details.rows_outside) + " rows"]);
   }
   if (details.shadow) told.push(["Shadow", "only compares version " + details.model_version]);
+  if (details.delta) told.push(["Delta", deltaText(details) || "carries over what has not changed"]);
   if (details.approved_by) told.push(["Approved", details.approved_by + ", " + localTime(details.approved_at)]);
   if (details.forced) told.push(["Published by force", details.forced_by + ", " + localTime(details.forced_at)]);
   return element("dl", "run-facts", told.map(([name, value]) => element("div", "",
@@ -152,10 +153,24 @@ function runRow(run, shown) {
   link.addEventListener("click", (event) => { event.preventDefault(); choose("run", run.run_id); });
   const share = run.state === "published" || !run.rows_total ? "" : " (" + percent(run.rows_done / run.rows_total) + ")";
   return element("tr", run.run_id === shown ? "table-active" : "",
-    element("td", "", link), element("td", "", badge(run.state), run.shadow ? " shadow" : ""), element("td", "", run.trigger),
+    element("td", "", link), element("td", "", badge(run.state)), kind(run), element("td", "", run.trigger),
     element("td", "", localTime(run.started_at || run.created_at)),
     number(count(run.rows_done) + share), outside(run), number(count(run.rows_quarantined)),
     number(run.generation == null ? "—" : run.generation));
+}
+
+// What a run scores; the tooltip says what became of a run that was to score only what changed.
+function kind(run) {
+  const cell = element("td", "", run.kind);
+  cell.title = deltaText(run) || "";
+  return cell;
+}
+
+function deltaText(run) {
+  if (run.full_reason) return "a full run: " + run.full_reason;
+  if (run.rows_carried == null) return run.base_run && "carries over rows of " + run.base_run;
+  return `${count(run.rows_carried)} rows carried over from ${run.base_run}, ${count(run.rows_rescored)} scored, ` +
+    `${count(run.rows_removed)} gone`;
 }
 
 // The rows that a run did not score by the rule in its settings; the tooltip names the rule.
@@ -171,7 +186,7 @@ function noRun(model) {
 }
 
 function listCard(data) {
-  const headings = ["Run", "State", "Trigger", "Started", numberHeading("Rows"), numberHeading("Outside the set"),
+  const headings = ["Run", "State", "Kind", "Trigger", "Started", numberHeading("Rows"), numberHeading("Outside the set"),
     numberHeading("Left out"), numberHeading("Generation")];
   const { serving } = data;
   const facts_ = serving.generation == null ? ["no generation yet"]

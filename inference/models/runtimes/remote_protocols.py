@@ -60,8 +60,8 @@ class TensorFlowServingProtocol:
         if signature is None:
             known = ", ".join(sorted(name for name in signatures if not name.startswith("__")))
             raise ModelError(f"the model has no signature {self._engine.signature!r}; it has: {known}")
-        inputs = _specs(self._engine.name, "input", signature["inputs"])
-        self._outputs = _specs(self._engine.name, "output", signature["outputs"])
+        inputs = tensorflow_specs(self._engine.name, "input", signature["inputs"])
+        self._outputs = tensorflow_specs(self._engine.name, "output", signature["outputs"])
         return inputs, self._outputs
 
     def predict(self, ask: Callable[..., Any], inputs: Block) -> dict[str, Any]:
@@ -91,7 +91,12 @@ class TensorFlowServingProtocol:
         return {spec.name: _text([row[spec.name] for row in answer], spec) for spec in self._outputs}
 
 
-def _specs(model: str, kind: str, tensors: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+def tensorflow_specs(model: str, kind: str, tensors: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+    """Return the tensors of a signature as TensorFlow Serving's JSON describes them, ordered by name.
+
+    Raises:
+        ModelError: one of them cannot be served.
+    """
     return tuple(_spec(model, kind, name, tensors[name]) for name in sorted(tensors))
 
 
@@ -150,8 +155,9 @@ class OpenInferenceProtocol:
             ModelError: the metadata name none, or some that cannot be served.
         """
         metadata = ask(self._path)
-        self._inputs = self._specs("input", metadata)
-        self._outputs = self._specs("output", metadata)
+        metadata = metadata if isinstance(metadata, dict) else {}
+        self._inputs = open_inference_specs(self._engine.name, "input", metadata.get("inputs") or ())
+        self._outputs = open_inference_specs(self._engine.name, "output", metadata.get("outputs") or ())
         return tuple(self._inputs.values()), tuple(self._outputs.values())
 
     def predict(self, ask: Callable[..., Any], inputs: Block) -> dict[str, Any]:
@@ -170,19 +176,25 @@ class OpenInferenceProtocol:
         except (KeyError, TypeError, ValueError) as error:
             raise PredictionFailed("its engine did not answer by the Open Inference Protocol") from error
 
-    def _specs(self, kind: str, metadata: Any) -> dict[str, TensorSpec]:
-        tensors: Sequence[Mapping[str, Any]] = (metadata.get(f"{kind}s") if isinstance(metadata, dict) else None) or ()
-        if not tensors:
-            raise ModelError(
-                f"its engine does not say what the {kind}s of model {self._engine.name!r} are: "
-                "declare them in the engine's settings of the model"
-            )
-        return {one["name"]: self._spec(kind, one) for one in tensors}
 
-    def _spec(self, kind: str, tensor: Mapping[str, Any]) -> TensorSpec:
-        dtype = _DTYPES.get(tensor["datatype"], tensor["datatype"])
-        shape = [None if int(size) < 0 else int(size) for size in tensor["shape"]]
-        return row_spec(Path(self._engine.name), kind, tensor["name"], dtype, shape)
+def open_inference_specs(model: str, kind: str, tensors: Sequence[Mapping[str, Any]]) -> dict[str, TensorSpec]:
+    """Return the tensors of a model's metadata by name, in their order.
+
+    Raises:
+        ModelError: there are none, or one of them cannot be served.
+    """
+    if not tensors:
+        raise ModelError(
+            f"its engine does not say what the {kind}s of model {model!r} are: "
+            "declare them in the engine's settings of the model"
+        )
+    return {one["name"]: _row_spec(model, kind, one) for one in tensors}
+
+
+def _row_spec(model: str, kind: str, tensor: Mapping[str, Any]) -> TensorSpec:
+    dtype = _DTYPES.get(tensor["datatype"], tensor["datatype"])
+    shape = [None if int(size) < 0 else int(size) for size in tensor["shape"]]
+    return row_spec(Path(model), kind, tensor["name"], dtype, shape)
 
 
 def _tensor(spec: TensorSpec, array: npt.NDArray[Any]) -> dict[str, Any]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -24,6 +27,25 @@ _FRAME_LINES = ("Graph execution error", "Detected at node", "<stack", "File ", 
 _NODE = re.compile(r"^(\{\{[^}]*\}\}\s*)+")
 #: how to make the rows free in most libraries
 _FREE_ROWS = "export it with None there (PyTorch: a torch.export.Dim)"
+
+
+_answer_by: ContextVar[float | None] = ContextVar("answer_by", default=None)
+
+
+@contextmanager
+def answering_by(instant: float | None) -> Iterator[None]:
+    """Tell models within the block when their answer is no longer wanted: `time.monotonic`; None for never."""
+    before = _answer_by.set(instant)
+    try:
+        yield
+    finally:
+        _answer_by.reset(before)
+
+
+def seconds_left() -> float | None:
+    """Return for how long an answer is still wanted; None for no limit, 0 or less if it is too late."""
+    instant = _answer_by.get()
+    return None if instant is None else instant - time.monotonic()
 
 
 class Runtime(Protocol):

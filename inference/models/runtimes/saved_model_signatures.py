@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tensorflow as tf
 from tensorflow.core.framework import types_pb2
 
 from inference.models.runtimes.saved_model_checks import read_graph
-from inference.schema import GraphSignature, GraphTensor
+from inference.schema import Block, GraphSignature, GraphTensor
 
 
 def graph_signatures(folder: Path) -> dict[str, GraphSignature]:
@@ -19,14 +20,25 @@ def graph_signatures(folder: Path) -> dict[str, GraphSignature]:
 
 
 def _signature(declared: Any) -> GraphSignature:
-    return GraphSignature(declared.method_name, _tensors(declared.inputs), _tensors(declared.outputs))
+    inputs, outputs = _tensors(declared.inputs, declared.defaults), _tensors(declared.outputs, {})
+    return GraphSignature(declared.method_name, inputs, outputs)
 
 
-def _tensors(declared: Mapping[str, Any]) -> tuple[GraphTensor, ...]:
+def defaults_of(folder: Path) -> dict[str, Block]:
+    """Return the values of inputs that a request may leave out, by signature."""
+    declared = read_graph(folder).signature_def
+    return {
+        name: {key: tf.make_ndarray(value) for key, value in declared[name].defaults.items()}
+        for name in declared
+        if declared[name].defaults
+    }
+
+
+def _tensors(declared: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[GraphTensor, ...]:
     # ordered by name: the order of the protobuf map differs between processes
-    return tuple(_tensor(name, declared[name]) for name in sorted(declared))
+    return tuple(_tensor(name, declared[name], optional=name in defaults) for name in sorted(declared))
 
 
-def _tensor(name: str, info: Any) -> GraphTensor:
+def _tensor(name: str, info: Any, *, optional: bool) -> GraphTensor:
     shape = None if info.tensor_shape.unknown_rank else tuple(dim.size for dim in info.tensor_shape.dim)
-    return GraphTensor(name, types_pb2.DataType.Name(info.dtype), shape, info.name)
+    return GraphTensor(name, types_pb2.DataType.Name(info.dtype), shape, info.name, optional)

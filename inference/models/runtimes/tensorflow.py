@@ -34,7 +34,7 @@ import tensorflow as tf
 # these import tensorflow
 from inference.models.runtimes.saved_model_checks import check_dense, check_opens_no_files
 from inference.models.runtimes.saved_model_requests import REQUESTS_FILE, read_requests
-from inference.models.runtimes.saved_model_signatures import graph_signatures
+from inference.models.runtimes.saved_model_signatures import defaults_of, graph_signatures
 
 log = get_logger(__name__)
 
@@ -78,6 +78,7 @@ class TensorFlowRuntime:
         declared = graph_signatures(folder)
         #: what each signature declares, by name
         self.signatures = {name: declared[name] for name in _names(self._model)}
+        self._defaults = defaults_of(folder)
         self._functions = {name: _Function(self._model.signatures[name]) for name in self.signatures}
         self._own = self._functions[self.signature_name]
         self.without_rows: str | None = None
@@ -124,6 +125,7 @@ class TensorFlowRuntime:
             ModelOutOfMemory: the tensors do not fit into the device's memory.
         """
         declared = self.signatures[signature]
+        tensors = self._defaults.get(signature, {}) | tensors
         try:
             given = {
                 one.name: tf.convert_to_tensor(tensors[one.name], _tf_dtype(one.element)) for one in declared.inputs
@@ -193,7 +195,7 @@ def _warm_up_with_own_requests(runtime: TensorFlowRuntime, folder: Path) -> None
         if declared is None:
             continue
         where = f"{folder / REQUESTS_FILE}: request {number}"
-        missing = {one.name for one in declared.inputs} - inputs.keys()
+        missing = {one.name for one in declared.inputs if not one.optional} - inputs.keys()
         if missing:
             raise ModelError(f"{where} has no input {min(missing)!r}", field=min(missing))
         try:

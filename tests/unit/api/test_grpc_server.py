@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from app.api import grpc_server
+from app.api import grpc_server, grpc_streams, open_inference_grpc
 from app.api.access import AccessControl
 from app.api.grpc_server import grpc_served
 from app.api.limits import RequestMemory
@@ -132,6 +133,23 @@ async def test_tls_with_the_files_of_the_settings(tmp_path: Path) -> None:
             assert (await predict(channel))[0] is grpc.StatusCode.UNAVAILABLE
 
 
+def test_a_certificate_without_its_key_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    check_grpc(Settings(grpc={"port": free_port(), "certificate": certificate, "private_key": key}), first=True)
+    for wrong, words in (
+        (certificate, "are no pair of PEM files"),
+        (tmp_path / "gone.pem", "cannot be read: .*gone.pem"),
+    ):
+        pair = {"port": free_port(), "certificate": certificate, "private_key": wrong}
+        with pytest.raises(SettingsError, match=words):
+            check_grpc(Settings(grpc=pair), first=True)
+
+
+def test_the_port_of_the_api_is_not_taken_twice() -> None:
+    with pytest.raises(SettingsError, match=r"\[grpc\] port 8000 is the one of \[api\]"):
+        check_grpc(Settings(grpc={"port": 8000}), first=True)
+
+
 async def test_a_certificate_that_cannot_be_read_is_named() -> None:
     with pytest.raises(SettingsError, match=r"certificate or private_key cannot be read: .*nowhere.pem"):
         async with served(certificate="nowhere.pem", private_key="nowhere.pem"):
@@ -166,3 +184,72 @@ def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.http.find_spec", lambda _: None)
     with pytest.raises(SettingsError, match=r"pip install 'forecache\[grpc\]'"):
         check_grpc(Settings(grpc={"port": 8500}), first=True)
+
+
+STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
+
+
+def answered(data: bytes) -> Any:
+    return message_class("inference.ModelStreamInferResponse").FromString(data)
+
+
+async def test_each_message_of_a_stream_counts_for_its_key() -> None:
+    infer = message_class("inference.ModelInferRequest")(model_name="any").SerializeToString()
+    async with served(KEYS) as address, grpc.aio.insecure_channel(address) as channel:
+        stream = channel.stream_stream(STREAM)
+        assert await stream(iter([infer])).code() is grpc.StatusCode.UNAUTHENTICATED
+        call = stream(iter([infer] * 3), metadata=(("x-api-key", KEY),))
+        found = [answered(one).error_message async for one in call]
+    # the stream itself is a request, too
+    assert found[:2] == ["Request for unknown model: 'any' is not found"] * 2
+    assert "this key may ask 3 per 1 hour" in found[2]
+
+
+async def test_no_more_streams_are_open_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_streams, "MAX_STREAMS", 2)
+    async with served() as address, grpc.aio.insecure_channel(address) as channel:
+        stream = channel.stream_stream(STREAM)
+        idle = [stream(), stream()]
+        for call in idle:
+            await call.write(b"\xff")
+            assert answered(await call.read()).error_message
+        third = stream()
+        assert await third.code() is grpc.StatusCode.UNAVAILABLE
+        for call in idle:
+            await call.done_writing()
+            assert await call.code() is grpc.StatusCode.OK
+        assert [answered(one).error_message async for one in stream(iter([b"\xff"]))]
+
+
+async def test_nothing_more_is_computed_for_a_client_that_never_reads_its_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    computed = 0
+
+    async def answer(_: Any, __: Any) -> Any:
+        nonlocal computed
+        computed += 1
+        return message_class("inference.ModelStreamInferResponse")(error_message="x" * 4_000_000)
+
+    how = grpc_streams.StreamAnswer(answer, lambda _, __: None)
+    monkeypatch.setattr(open_inference_grpc, "STREAMS", {"inference.GRPCInferenceService": {"ModelStreamInfer": how}})
+    monkeypatch.setattr(grpc_streams, "MAX_STREAMS", 1)
+    async with served() as address, grpc.aio.insecure_channel(address) as channel:
+        call = channel.stream_stream(STREAM)()
+        for _ in range(200):
+            await call.write(b"")
+        # others are answered meanwhile
+        for _ in range(20):
+            assert (await predict(channel))[0] is grpc.StatusCode.NOT_FOUND
+        assert 0 < computed < 50
+        call.cancel()
+        with suppress(asyncio.CancelledError):
+            await call.code()
+
+        async def is_free() -> bool:
+            one = channel.stream_stream(STREAM)()
+            await one.done_writing()
+            return bool(await one.code() is grpc.StatusCode.OK)
+
+        while not await is_free():  # the server hears of the cancellation a moment later
+            pass

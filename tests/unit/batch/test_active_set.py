@@ -114,7 +114,17 @@ def test_days_count_and_older_days_count_less() -> None:
 
     scores = DayRanking(0.5, 30).scores(histories)
 
-    assert scores.tolist() == pytest.approx([0, 1, 2**-0.5, 1 + 2**-0.5, 30**-0.5, 0, 0])
+    assert (scores / scores[1]).tolist() == pytest.approx([0, 1, 2**-0.5, 1 + 2**-0.5, 30**-0.5, 0, 0])
+
+
+def test_an_entity_that_may_be_new_ranks_by_the_days_since_its_first() -> None:
+    new, seldom, often = 0b11, 0b1000000011, 0b1111111111
+
+    ranked = DayRanking(0.5, 30, unknown=0.1).scores(np.array([seldom, new, often], np.uint64))
+
+    assert ranked.tolist() == sorted(ranked)
+    by_days = DayRanking(0.5, 30).scores(np.array([new, seldom, often], np.uint64))
+    assert by_days.tolist() == sorted(by_days)
 
 
 def test_a_threshold_lets_in_those_who_get_most_requests() -> None:

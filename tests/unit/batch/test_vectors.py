@@ -35,7 +35,7 @@ MANY = 5_000
 
 
 def write_part(folder: str, chunk: int, ids: list[str], digests: list[int], *, as_of: float = 1000.5) -> None:
-    sink = VectorSink(folder, chunk=chunk, token="t", latest=2000.0)
+    sink = VectorSink(folder, chunk=chunk, token="t", latest=2000.0, is_needed=True)
     if ids:
         block = np.zeros(len(ids), np.float32)
         sink.write(Window(pa.array(ids), {"y": block}, np.full(len(ids), as_of), None, np.array(digests, np.uint64)))

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from app.cli.context import clear_outage, model_and, models_of, place_of
 from app.cli.hits import window_seconds
 from app.cli.predict import enqueue, job_once_over
 from inference.batch import RunState
+from inference.batch.records import RunKind
 from inference.errors import PredictionFailed, StoreUnavailable, UnknownModel
 from inference.monitoring.queues import JobPriority
 from inference.settings import ApiSettings, ModelSettings, RedisSettings, Settings
@@ -202,6 +203,7 @@ class FakeRun:
     chunks_done: int = 0
     eta_s: float | None = None
     rows_per_s: float | None = None
+    kind: Any = RunKind.FULL
 
 
 def _run(state: str, **fields: Any) -> Any:
@@ -228,17 +230,21 @@ def test_waiting_for_a_run_tells_each_change_once_and_ends_with_it() -> None:
     ]
 
 
-def test_a_run_that_nobody_takes_up_is_explained_once() -> None:
+@pytest.mark.parametrize(
+    ("kind", "first"),
+    [(RunKind.FULL, ""), (RunKind.DELTA, "Redis copies the rows that are carried over; or ")],
+)
+def test_a_run_that_nobody_takes_up_is_explained_once(kind: RunKind, first: str) -> None:
     told: list[str] = []
     looks = 0
 
     def look(_: str) -> Any:
         nonlocal looks
         looks += 1
-        return replace(_run("queued")) if looks < 60 else _run("cancelled")
+        return _run("queued", kind=kind) if looks < 60 else _run("cancelled")
 
     until_over(look, _run("queued"), tell_changes(told.append), say=told.append, sleep=lambda _: None)
     assert told == [
         "r1 queued",
-        "no worker has taken it up yet: is `forecache up`, or a maintenance worker, running?",
+        f"{first}no worker has taken it up yet: is `forecache up`, or a maintenance worker, running?",
     ]

@@ -152,8 +152,9 @@ def test_a_trace_with_foreign_columns_is_refused_by_name(tmp_path: Path) -> None
         ([each * 1000.0 for each in TIMES], "ms"),
         (pa.array([each * 1_000_000 for each in TIMES], pa.timestamp("us", "UTC")), "s"),
         (pa.array(TIMES, pa.timestamp("s")), "s"),
+        (pa.array(TIMES, pa.timestamp("s")).cast(pa.string()), "s"),
     ],
-    ids=["seconds", "milliseconds", "zoned", "without a zone"],
+    ids=["seconds", "milliseconds", "zoned", "without a zone", "text"],
 )
 def test_every_form_of_time_is_the_same_trace(tmp_path: Path, name: str, times: Any, unit: str) -> None:
     trace = read_trace(write(tmp_path, name, time=times, entity=IDS, more=[None] * 9), Columns(unit=unit))
@@ -182,6 +183,7 @@ def test_libcachesims_binary_traces_are_read(tmp_path: Path) -> None:
         ({"entity": IDS, "time": [*TIMES[:8], None]}, "a row without a time"),
         ({"entity": IDS, "time": [each * 1000 for each in TIMES]}, "which is no time in s: give --time-unit"),
         ({"entity": IDS, "time": [True] * 9}, "holds no times but bool"),
+        ({"entity": ["a"], "time": ["x"]}, "column 'time' holds 'x', which is neither a number nor a time in ISO 8601"),
         ({"entity": [], "time": []}, "it holds no request"),
     ],
 )

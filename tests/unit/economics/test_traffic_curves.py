@@ -39,6 +39,7 @@ def sample_of(accesses: int, entities: int, days: int = 4) -> AccessSample:
         1.0,
         dict(zip(numbers.tolist(), counts.tolist(), strict=True)),
         {},
+        {},
         float(len(np.unique(entity))),
         float(FIRST_DAY * DAY_S),
         float((FIRST_DAY + days) * DAY_S),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from inference.errors import BadInput
 from inference.protocols.json_documents import parse
-from inference.protocols.open_inference import infer_request, read_body
+from inference.protocols.open_inference_requests import infer_request, read_body
 from inference.protocols.tensorflow_examples import read_examples
 from inference.protocols.tensorflow_serving import read_document, tensors_of
 from inference.protocols.tensors import check_named, check_tensors, pack

@@ -15,10 +15,9 @@ from inference.protocols.open_inference import (
     InferRequest,
     datatype,
     infer_answer,
-    infer_request,
     model_metadata,
-    read_body,
 )
+from inference.protocols.open_inference_requests import infer_request, read_body
 from inference.schema import DType, Signature, TensorSpec
 
 SIGNATURE = Signature.of_model(
@@ -129,7 +128,7 @@ def test_only_the_outputs_that_are_asked_for_come_and_each_as_it_is_wanted() -> 
         ({}, b"", "the inference request's 'inputs' must be a list of objects"),
         ({"inputs": [1]}, b"", "the inference request's 'inputs' must be a list of objects"),
         ({"inputs": [{}]}, b"", "an input of the inference request has no 'name'"),
-        ({"inputs": [X]}, b"", "expected 2 inputs but got 1 inputs for model 'm'"),
+        ({"inputs": [X]}, b"", "expected 2 inputs but got 1 inputs for model 'm': t missing"),
         ({"inputs": [X, X]}, b"", "input 'x' already exists in request"),
         ({"inputs": [X | {"name": "z"}]}, b"", "unexpected inference input 'z' for model 'm'"),
         (
@@ -188,9 +187,24 @@ def test_only_the_outputs_that_are_asked_for_come_and_each_as_it_is_wanted() -> 
         ({"inputs": [X | {"parameters": 1}]}, b"", "'parameters' must be an object"),
         ({"inputs": [X, T], "outputs": [{"name": "z"}]}, b"", "unexpected inference output 'z' for model 'm'"),
         (
-            {"inputs": [X, T], "outputs": [{"name": "y", "parameters": {"classification": 3}}]},
+            {"inputs": [X, T], "outputs": [{"name": "y", "parameters": {"classification": -1}}]},
             b"",
-            "output 'y': the classification extension is not supported",
+            "output 'y': 'classification' must be a number of classes",
+        ),
+        (
+            {"inputs": [X, T], "outputs": [{"name": "label", "parameters": {"classification": 3}}]},
+            b"",
+            "output 'label' has no classes: its datatype is BYTES",
+        ),
+        (
+            {"inputs": [X, T], "outputs": [{"name": "y", "parameters": {"shared_memory_region": "r"}}]},
+            b"",
+            "output 'y': the shared memory extensions are not supported",
+        ),
+        (
+            {"inputs": [X, T], "parameters": {"timeout": "soon"}},
+            b"",
+            "parameter 'timeout' must be a number of microseconds",
         ),
         ({"inputs": [X, T], "id": 7}, b"", "the inference request's 'id' must be a string"),
         (
@@ -201,7 +215,8 @@ def test_only_the_outputs_that_are_asked_for_come_and_each_as_it_is_wanted() -> 
     ],
 )
 def test_a_mistake_names_the_tensor_and_what_was_expected(document: dict[str, Any], data: bytes, message: str) -> None:
-    assert refusal(document, data) == message
+    # most of these requests lack 't', too
+    assert refusal(document, data).partition("; expected 2 inputs")[0].partition("; inputs for")[0] == message
 
 
 @pytest.mark.parametrize("length", ["3", "-1", "x", "", "9" * 5000])
@@ -281,3 +296,67 @@ def test_all_faulty_inputs_are_told_at_once() -> None:
         "unexpected shape for input 't' for model 'm'. Expected [-1], got [1,7]; "
         "unexpected inference input 'z' for model 'm'"
     )
+
+
+def test_all_faults_of_a_request_are_told_at_once() -> None:
+    document = {
+        "id": 7,
+        "parameters": {"binary_data_output": "yes", "timeout": -1},
+        "inputs": [X | {"datatype": "BOOL", "shape": [5]}],
+        "outputs": [{"name": "z"}, {"name": "y", "parameters": {"classification": "all"}}],
+    }
+    assert refusal(document).split("; ") == [
+        "the inference request's 'id' must be a string",
+        "inference input 'x' data-type is 'BOOL', but model 'm' expects 'FP32'",
+        "unexpected shape for input 'x' for model 'm'. Expected [-1,2], got [5]",
+        "expected 2 inputs but got 1 inputs for model 'm': t missing",
+        "parameter 'binary_data_output' must be true or false",
+        "unexpected inference output 'z' for model 'm'",
+        "output 'y': 'classification' must be a number of classes",
+        "parameter 'timeout' must be a number of microseconds",
+    ]
+    uneven = [X, T | {"shape": [2], "data": ["a", "b"]}]
+    assert refusal({"inputs": uneven}) == "tensor 't' has 2 rows, another one 1"
+
+
+def test_a_timeout_is_in_microseconds_and_has_a_limit() -> None:
+    for sent, seconds in ((0, None), (1_500_000, 1.5), (10**18, 600.0)):
+        assert request({"inputs": [X, T], "parameters": {"timeout": sent}}).timeout_s == seconds
+
+
+COLUMN = Signature((TensorSpec("x", DType.FLOAT32),), (TensorSpec("y", DType.FLOAT32),))
+
+
+def test_null_is_nan_as_in_mlservers_codecs() -> None:
+    item = {"name": "x", "shape": [3, 1], "datatype": "FP32", "data": [1.5, None, 2]}
+    assert str(request({"inputs": [item]}, signature=COLUMN).tensors["x"].tolist()) == "[1.5, nan, 2.0]"
+    whole = Signature((TensorSpec("x", DType.INT64),), ())
+    with pytest.raises(BadInput, match="not all of it is INT64"):
+        request({"inputs": [item | {"datatype": "INT64"}]}, signature=whole)
+
+
+def test_the_doubles_of_a_pandas_frame_become_the_models_floats() -> None:
+    item = {"name": "x", "shape": [2, 1], "datatype": "FP64", "data": [0.1, 2]}
+    frame = {"content_type": "pd"}
+    in_json = request({"inputs": [item], "parameters": frame}, signature=COLUMN)
+    in_bytes = request(
+        {"inputs": [binary("x", [2, 1], "FP64", 16)], "parameters": frame}, np.float64([0.1, 2]).tobytes(), COLUMN
+    )
+    for asked in (in_json, in_bytes):
+        assert asked.tensors["x"].dtype == np.float32
+        assert asked.tensors["x"].tolist() == np.float32([0.1, 2]).tolist()
+    with pytest.raises(BadInput, match="data-type is 'FP64', but model 'm' expects 'FP32'"):
+        request({"inputs": [item]}, signature=COLUMN)
+
+
+def test_wanted_classes_come_as_texts_and_other_outputs_as_they_are() -> None:
+    signature = Signature.of_model(SIGNATURE.inputs, [TensorSpec("y", DType.FLOAT32, (3,)), SIGNATURE.outputs[1]])
+    outputs = {"y": np.array([[0.25, 0.5, 0.125]], np.float32), "label": np.array(["ü"], object)}
+    asked = request(
+        {"inputs": [X, T], "outputs": [{"name": "label"}, {"name": "y", "parameters": {"classification": 2}}]},
+        signature=signature,
+    )
+    label, scores = json.loads(infer_answer("m", 1, asked, outputs, ["cat", "dog", "bird"]).body)["outputs"]
+    assert label["data"] == ["ü"]
+    assert (scores["datatype"], scores["shape"]) == ("BYTES", [1, 2])
+    assert scores["data"] == ["0.500000:1:dog", "0.250000:0:cat"]

@@ -26,7 +26,7 @@ GIVEN = {
     "prepare_run": ["run_id"],
     "reconcile": [],
     "compare_run": ["run_id"],
-    "drive_spark": ["run_id"],
+    "drive_run": ["run_id"],
     "echo": ["text"],
 }
 OURS = {name: task for name, task in make_celery(Settings()).tasks.items() if name.startswith("forecache.")}

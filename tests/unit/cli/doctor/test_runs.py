@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from app.cli.doctor.findings import Finding, Status
-from app.cli.doctor.runs import check_active_set, check_patience, check_schedule
+from app.cli.doctor.runs import check_active_set, check_patience, check_run_engine, check_schedule
 from inference.batch import RunState, Trigger
 from inference.batch.gates import Gate
 from inference.batch.records import RunRecord
 from inference.economics.miss_capacity import MissCapacity
 from inference.settings import ModelSettings, Settings
+from tests.support.ports import free_port
 
 
 def settings(**extra: Any) -> Settings:
@@ -121,3 +122,25 @@ def test_without_a_set_there_is_nothing_to_check_and_without_traffic_nothing_to_
     assert active_set(run(), entities="all") == []
     (found,) = active_set(None, capacity=None)
     assert "too little is known" in found.detail
+
+
+def _engine_findings(**batch: Any) -> list[Finding]:
+    return check_run_engine("delay", ModelSettings.model_validate({"path": "m", "features": "t", "batch": batch}))
+
+
+def test_batch_workers_need_nothing_that_doctor_could_look_for() -> None:
+    assert _engine_findings() == []
+
+
+def test_a_ray_cluster_that_does_not_listen_is_an_error_with_the_key_to_correct() -> None:
+    pytest.importorskip("ray")
+    (finding,) = _engine_findings(engine="ray", ray={"address": f"ray://127.0.0.1:{free_port()}"})
+    assert finding.status is Status.ERROR
+    assert "correct `ray.address`" in finding.detail
+
+
+def test_a_missing_extra_of_an_engine_is_an_error_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (finding,) = _engine_findings(engine="ray")
+    assert finding.status is Status.ERROR
+    assert "pip install 'forecache[ray]'" in finding.detail

@@ -62,6 +62,11 @@ def test_redis_6_2_will_do() -> None:
     assert wrong(server(redis_version="6.2.14")) == []
 
 
+def test_valkey_is_told_by_its_own_version() -> None:
+    told = [one.detail for one in findings(server(redis_version="7.2.4", valkey_version="9.1.2"))]
+    assert "answers; Valkey 9.1.2" in told
+
+
 def test_one_server_for_both_is_reported_once() -> None:
     both = check_servers(SETTINGS, server(), server())
     assert {one.subject for one in both} == {"url and cache_url (b:2/1)"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def test_a_model_without_a_table_is_fine(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("free", "status"), [(99, Status.ERROR), (499, Status.WARNING), (500, Status.OK)])
 def test_a_disk_needs_room_for_some_runs(free: float, status: Status) -> None:
-    assert disk_finding("s", Path("/"), free, 100, "delay").status is status
+    assert disk_finding("delay", "parquet_path", Path("/"), free, 100).status is status
 
 
 def test_the_disk_is_that_of_the_folder_that_exists(tmp_path: Path) -> None:
@@ -79,6 +80,24 @@ def test_the_disk_is_that_of_the_folder_that_exists(tmp_path: Path) -> None:
     assert check_disk(Settings(), "delay", ModelSettings(path=Path("m")), 10, None) == []
     bucket = ModelSettings.model_validate({"path": "m", "batch": {"parquet_path": "s3://bucket/out/{date}"}})
     assert check_disk(Settings(), "delay", bucket, 10, None) == []
+
+
+def test_delta_runs_need_room_for_what_tells_which_rows_changed(tmp_path: Path) -> None:
+    batch = {"delta": True, "delta_path": f"{tmp_path}/delta"}
+    model = ModelSettings.model_validate({"path": "m", "batch": batch})
+    (found,) = check_disk(Settings(), "delay", model, 1000, ready(1))
+    assert (found.subject, found.status) == ("delay, delta_path", Status.OK)
+    assert "a run writes at most about 52.0 kB" in found.detail  # 24 bytes a row, and 28 in the parts of its chunks
+    with_parts = ModelSettings.model_validate({"path": "m", "batch": {**batch, "parquet_path": f"{tmp_path}/out"}})
+    assert "60.0 kB" in check_disk(Settings(), "delay", with_parts, 1000, ready(1))[1].detail
+    bucket = ModelSettings.model_validate({"path": "m", "batch": {"delta": True, "delta_path": "s3://bucket/delta"}})
+    assert check_disk(Settings(), "delay", bucket, 1000, None) == []
+
+    tmp_path.chmod(0o500)
+    (refused,) = check_disk(Settings(), "delay", model, 1000, ready(1))
+    tmp_path.chmod(0o700)
+    if os.geteuid():  # root may write everywhere
+        assert (refused.status, "delta_path" in refused.fix) == (Status.ERROR, True)
 
 
 # --- memory ---
@@ -93,7 +112,10 @@ def test_three_generations_must_fit_beside_all_else() -> None:
     assert memory_finding(info, [table(10)], 50.0).status is Status.ERROR  # 900 + 50 + 60
     assert memory_finding(info, [table(10)], 0.0).status is Status.WARNING
     assert memory_finding({**info, "maxmemory": 1100}, [table(10)], 0.0).status is Status.WARNING
-    assert memory_finding({**info, "maxmemory": 2000}, [table(10)], 0.0).status is Status.OK
+    roomy = memory_finding({**info, "maxmemory": 2000}, [table(10)], 0.0)
+    assert (roomy.status, "access log" in roomy.detail) == (Status.OK, False)
+    tight = memory_finding({**info, "maxmemory": 2000}, [table(10)], 0.0, 1000.0)
+    assert (tight.status, "days of the access log to come up to 1.0 kB" in tight.detail) == (Status.WARNING, True)
 
 
 def test_without_a_limit_of_its_own_it_is_the_machines() -> None:

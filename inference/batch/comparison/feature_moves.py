@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from inference.batch.comparing import NOISE_ABSOLUTE, NOISE_RELATIVE
-from inference.batch.differences import FeatureMove, FeatureMoves
+from inference.batch.comparison.differences import FeatureMove, FeatureMoves
+from inference.batch.comparison.values import moved_rows
 from inference.batch.gates import HistogramCounter, measure_drift
 from inference.schema import DType, TensorSpec
 from inference.sources import Slice, Source, plain_column, read_slices, whole_slices
@@ -95,15 +95,14 @@ def _move(spec: TensorSpec, pairs: Sequence[tuple[Entry, Entry]]) -> FeatureMove
     if not spec.is_fixed_number:
         changed = sum(before.values[name] != after.values[name] for before, after in pairs)
         return FeatureMove(name, changed=changed / len(pairs))
-    before = np.array([one.values[name] for one, _ in pairs], np.float64).reshape(len(pairs), -1)
-    after = np.array([one.values[name] for _, one in pairs], np.float64).reshape(len(pairs), -1)
+    old, new = (np.array([pair[at].values[name] for pair in pairs]).reshape(len(pairs), -1) for at in (0, 1))
+    before, after = old.astype(np.float64), new.astype(np.float64)
     apart = np.abs(after - before)
-    changed_rows = (apart > NOISE_ABSOLUTE + NOISE_RELATIVE * np.abs(before)).any(axis=1)
     std = float(before.std())
     return FeatureMove(
         name,
         drift=_drift({name: before}, {name: after}).get(name),
-        changed=float(changed_rows.mean()),
+        changed=float(moved_rows(old, new).mean()),
         moved=float(apart.mean()) / std if std else None,
         mean_before=float(before.mean()),
         mean_after=float(after.mean()),

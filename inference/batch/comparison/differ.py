@@ -9,17 +9,26 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from inference.batch.comparing import Comparison, Movers, comparison_of
-from inference.batch.differences import DiffOptions, FeatureMoves, Mover, RunDiff, check_comparable
-from inference.batch.feature_moves import stored_moves, table_moves
-from inference.batch.joining import BUCKET, HASH, Parts, Reduction, bits_for, match
+from inference.batch.comparison.differences import DiffOptions, FeatureMoves, Mover, RunDiff, check_comparable
+from inference.batch.comparison.feature_moves import stored_moves, table_moves
+from inference.batch.comparison.joining import (
+    BUCKET,
+    HASH,
+    SEGMENT_ROW,
+    Parts,
+    Reduction,
+    Segments,
+    bits_for,
+    check_segment,
+    match,
+)
+from inference.batch.comparison.values import Comparison, Movers, comparison_of
 from inference.batch.ledger import Ledger
 from inference.batch.paths import check_source
 from inference.batch.plan import files_digest
 from inference.batch.publishing import RunTables
 from inference.batch.records import RunRecord
 from inference.batch.scoring import read_ahead
-from inference.batch.segments import SEGMENT_ROW, Segments, check_segment
 from inference.clock import to_iso
 from inference.errors import Conflict, ForecacheError, ModelUnavailable, NotFound, Unavailable
 from inference.models import ModelRegistry

@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from inference.batch.differences import DiffOptions, Distribution, Flips, OutputDiff, Segment, SideBySide, TextChange
+from inference.batch.comparison.differences import (
+    DiffOptions,
+    Distribution,
+    Flips,
+    OutputDiff,
+    Segment,
+    SideBySide,
+    TextChange,
+)
 from inference.schema import DType, TensorSpec
 
 #: noise of floats: the same model on another machine gives such differences
@@ -165,6 +173,19 @@ class Movers:
         self.kept = sorted(self.kept, key=lambda one: -one[0])[: self.most]
 
 
+def moved_rows(old: Values, new: Values, tolerance: float | None = None) -> Mask:
+    """Tell which rows differ by more than the tolerance; None: floats by more than noise, integers and flags at all."""
+    before, after = old.reshape(len(old), -1), new.reshape(len(new), -1)
+    if tolerance is None and "f" not in (before.dtype.kind, after.dtype.kind):
+        differs = before != after  # as floats, large integers would be equal
+    else:
+        before, after = before.astype(np.float64), after.astype(np.float64)
+        allowed = NOISE_ABSOLUTE + NOISE_RELATIVE * np.abs(before) if tolerance is None else tolerance
+        differs = np.abs(after - before) > allowed
+    moved: Mask = np.asarray(differs.any(axis=1))
+    return moved
+
+
 class NumberComparison:
     """Compares numbers, or vectors of them: by distance, that of a vector being its largest among the elements.
 
@@ -196,9 +217,7 @@ class NumberComparison:
         before, after = old.reshape(len(old), -1).astype(np.float64), new.reshape(len(new), -1).astype(np.float64)
         apart = np.abs(after - before)
         far: Values = apart.max(axis=1, initial=0.0)
-        tolerance = self._options.tolerance
-        allowed = NOISE_ABSOLUTE + NOISE_RELATIVE * np.abs(before) if tolerance is None else tolerance
-        moved: Mask = np.asarray((apart > allowed).any(axis=1))
+        moved = moved_rows(old, new, self._options.tolerance)
         self._movement.add(far)
         self._rows += len(old)
         self._moved += int(moved.sum())
