@@ -104,7 +104,7 @@ class Deployment:
         self, settings: Settings, patience: Patience, open_broker: Callable[[Settings], Broker] = no_broker
     ) -> None:
         self.settings = settings
-        self.keys = Keys(settings.redis.prefix)
+        self.keys = Keys(settings.redis.key_prefix)
         self._patience = patience
         self._open_broker = open_broker
         self._opened = ExitStack()
@@ -125,13 +125,13 @@ class Deployment:
     @BuiltOnce
     def cache(self) -> Client:
         """Client of the Redis that holds predictions and features; answers are bytes."""
-        client = open_client(self.settings.cache_url, self._patience)
+        client = open_client(self.settings.cache_url, self._patience, tag=self.keys.prefix)
         self._opened.callback(client.close)
         return client
 
     def async_cache(self) -> AsyncClient:
         """Return a new asyncio client of the cache Redis, with a request's patience; the caller closes it."""
-        return open_async_client(self.settings.cache_url, REQUEST)
+        return open_async_client(self.settings.cache_url, REQUEST, tag=self.keys.prefix)
 
     @BuiltOnce
     def broker(self) -> Broker:

@@ -45,7 +45,7 @@ PLACES: dict[str, Any] = {
     "number": "N", "bucket": "B", "field": b"ID", "digest": "DIGEST", "token": "TOKEN",
 }  # fmt: skip
 #: they make no key, or the start of one
-NO_KEYS = {"base", "prefix", "model", "table", "part", "run_part", "generation_prefix", "bucket_form"}
+NO_KEYS = {"base", "rows", "prefix", "model", "table", "part", "run_part", "generation_prefix", "bucket_form"}
 
 
 def redis_keys() -> dict[str, str]:

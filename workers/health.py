@@ -45,8 +45,9 @@ def find_worker(host: str) -> str | None:
         SettingsError: the settings cannot be used.
     """
     settings = load_settings()
-    with open_client(settings.cache_url, Patience(_REDIS_TIMEOUT_S)) as client:
-        presence = Presence(client, Keys(settings.redis.prefix))
+    tag = settings.redis.key_prefix
+    with open_client(settings.cache_url, Patience(_REDIS_TIMEOUT_S), tag=tag) as client:
+        presence = Presence(client, Keys(tag))
         for queue in settings.queues:
             for worker in presence.roster(queue).alive:
                 if worker.host == host:

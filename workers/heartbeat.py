@@ -139,7 +139,8 @@ def beat_while_running(
 
     def begin(sender: Any, **_: Any) -> None:
         worker = _describe(sender, process)
-        client = open_client(deployment.settings.cache_url, Patience(_SOCKET_TIMEOUT_S))
+        patience, tag = Patience(_SOCKET_TIMEOUT_S), deployment.keys.prefix
+        client = open_client(deployment.settings.cache_url, patience, tag=tag)
         presence = Presence(client, deployment.keys, gone_after_s=gone_after_s)
         versions: Versions = deployment.host.versions if loads_models else dict
         loading: LoadsNow = deployment.host.loading if loads_models else tuple

@@ -129,6 +129,10 @@ def certificate_fix(cause: BaseException | None, setting: str) -> str | None:
 
 def place_of(url: str) -> str:
     """Return the public part of a URL, such as `127.0.0.1:6379/1`: never user, password or options."""
+    from inference.settings.server_urls import is_cluster, seeds_of
+
+    if is_cluster(url):
+        return ",".join(f"{host}:{port}" for host, port in seeds_of(url))
     from inference.settings.sentinel_urls import is_sentinel, read_sentinel_url
 
     try:
@@ -165,11 +169,11 @@ def complete_run(incomplete: str) -> list[str]:
     try:
         settings = load_settings()
         with (
-            open_client(settings.cache_url, Patience(_COMPLETION_S)) as client,
+            open_client(settings.cache_url, Patience(_COMPLETION_S), tag=settings.redis.key_prefix) as client,
             client.pipeline(transaction=False) as pipe,
         ):
             for model in sorted(settings.models):
-                pipe.zrange(Keys(settings.redis.prefix).runs(model), 0, _COMPLETED_RUNS - 1, desc=True)
+                pipe.zrange(Keys(settings.redis.key_prefix).runs(model), 0, _COMPLETED_RUNS - 1, desc=True)
             found = [run_id.decode() for run_ids in pipe.execute() for run_id in run_ids]
     except (ForecacheError, ValueError):
         return []

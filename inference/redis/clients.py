@@ -14,12 +14,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import redis
 import redis.asyncio
 from redis.client import Pipeline
-from redis.exceptions import NoScriptError
+from redis.exceptions import MovedError, NoScriptError
 
 from inference.errors import StoreFull, StoreUnavailable
+from inference.redis.cluster import ClusterFault
 from inference.redis.pipes import (
     AsyncPipe,
     BulkCommands,
@@ -33,16 +36,18 @@ from inference.redis.pipes import (
 )
 from inference.redis.sentinels import async_client, blocking_client
 from inference.settings.sentinel_urls import is_sentinel, read_sentinel_url
+from inference.settings.server_urls import is_cluster
 
 #: longest wait for a connection, even if answers may take longer
 _CONNECT_TIMEOUT_S = 5.0
-
-_REDIS_ERRORS = (redis.RedisError, OSError)
+#: what redis-py raises, which `translated` names
+REDIS_ERRORS = (redis.RedisError, OSError)
 #: a script that `run_script` and redis-py's locks then send as a whole, and a value of ours that is none for Redis
-_NOT_OUTAGES = (NoScriptError, redis.DataError)
+NOT_OUTAGES = (NoScriptError, redis.DataError)
 
-_SCRIPTS = {path.stem: path.read_text() for path in (Path(__file__).parent / "scripts").glob("*.lua")}
-_DIGESTS = {name: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() for name, text in _SCRIPTS.items()}
+#: name → text, and name → digest, of the files in `scripts/`
+SCRIPTS = {path.stem: path.read_text() for path in (Path(__file__).parent / "scripts").glob("*.lua")}
+DIGESTS = {name: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() for name, text in SCRIPTS.items()}
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,9 @@ class Client(redis.Redis):
     of memory.
     """
 
+    #: whether keys lie on several nodes, which answer in any order
+    is_spread = False
+
     @cached_property
     def _pipe(self) -> Pipe:
         return Pipe(self)
@@ -77,9 +85,9 @@ class Client(redis.Redis):
         """Send one command and return its answer; every method of redis-py calls this."""
         try:
             return super().execute_command(*arguments, **options)  # type: ignore[no-untyped-call]
-        except _NOT_OUTAGES:
+        except NOT_OUTAGES:
             raise
-        except _REDIS_ERRORS as error:
+        except REDIS_ERRORS as error:
             raise _outage(self.connection_pool, error) from error
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
@@ -103,35 +111,47 @@ class Client(redis.Redis):
         """Return the raw replies of one pipeline, faster than `send`. The commands may run twice."""
         try:
             return self._pipe.send(commands)
-        except _NOT_OUTAGES:
+        except NOT_OUTAGES:
             raise
-        except _REDIS_ERRORS as error:
+        except REDIS_ERRORS as error:
             raise _outage(self.connection_pool, error) from error
 
     def run_script(self, name: str, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
         """Run a script of `scripts/` and return its answer."""
         try:
-            return self.evalsha(_DIGESTS[name], len(keys), *keys, *arguments)
+            return self.evalsha(DIGESTS[name], len(keys), *keys, *arguments)
         except NoScriptError:
-            return self.eval(_SCRIPTS[name], len(keys), *keys, *arguments)
+            return self.eval(SCRIPTS[name], len(keys), *keys, *arguments)
 
     def run_repeatable_script(self, name: str, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
         """Run a script that may run twice, faster than `run_script`, and return its answer."""
         try:
-            return self.exchange([("EVALSHA", _DIGESTS[name], len(keys), *keys, *arguments)])[0]
+            return self.exchange([("EVALSHA", DIGESTS[name], len(keys), *keys, *arguments)])[0]
         except NoScriptError:
             return self.run_script(name, keys, arguments)
 
+    def slots_of(self, keys: Sequence[Any]) -> list[list[int]]:
+        """Return the places of keys, together if they lie in one slot of a cluster; here all together."""
+        return [list(range(len(keys)))]
+
+    def run_scripts(self, name: str, calls: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> list[Any]:
+        """Run a script for each (keys, arguments) and return its answers. They may run twice."""
+        return [self.run_repeatable_script(name, keys, arguments) for keys, arguments in calls]
+
+    def nodes_of(self, buckets: int) -> npt.NDArray[np.int16] | None:  # noqa: ARG002 - of a cluster's client
+        """Return the number of the node that holds each of so many buckets; None if one Redis holds all."""
+        return None
+
     def load_script(self, name: str) -> str:
         """Have Redis keep a script, for EVALSHA among bulk commands, and return its digest."""
-        self.script_load(_SCRIPTS[name])
-        return _DIGESTS[name]
+        self.script_load(SCRIPTS[name])
+        return DIGESTS[name]
 
     def send_in_bulk(self, pieces: Iterable[BulkCommands], pace: Pace) -> bytes:
         """Send tens of thousands of commands and return their replies, each a `:number` and CR LF."""
         try:
             return send_in_bulk(self.connection_pool, pieces, pace)
-        except _REDIS_ERRORS as error:
+        except REDIS_ERRORS as error:
             raise _outage(self.connection_pool, error) from error
 
     def read_in_bulk(self, pieces: Iterable[Sequence[Command]], separator: bytes) -> Iterator[SeparatedReplies]:
@@ -139,7 +159,7 @@ class Client(redis.Redis):
         with closing(read_in_bulk(self.connection_pool, pieces, separator)) as found:
             try:
                 yield from found
-            except _REDIS_ERRORS as error:
+            except REDIS_ERRORS as error:
                 raise _outage(self.connection_pool, error) from error
 
 
@@ -147,9 +167,9 @@ class _Pipeline(Pipeline):
     def execute(self, raise_on_error: bool = True) -> list[Any]:
         try:
             return super().execute(raise_on_error)
-        except _NOT_OUTAGES:
+        except NOT_OUTAGES:
             raise
-        except _REDIS_ERRORS as error:
+        except REDIS_ERRORS as error:
             raise _outage(self.connection_pool, error) from error
 
 
@@ -160,6 +180,9 @@ class AsyncClient(redis.asyncio.Redis):
     of memory. Only subscriptions raise redis-py's own errors.
     """
 
+    #: as `Client.is_spread`
+    is_spread = False
+
     @cached_property
     def _pipe(self) -> AsyncPipe:
         timeout_s = self.connection_pool.connection_kwargs.get("socket_timeout")
@@ -169,9 +192,9 @@ class AsyncClient(redis.asyncio.Redis):
         """Send one command and return its answer; every method of redis-py calls this."""
         try:
             return await super().execute_command(*arguments, **options)  # type: ignore[no-untyped-call]
-        except _NOT_OUTAGES:
+        except NOT_OUTAGES:
             raise
-        except _REDIS_ERRORS as error:
+        except REDIS_ERRORS as error:
             raise await _async_outage(self.connection_pool, error) from error
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> redis.asyncio.client.Pipeline:
@@ -182,77 +205,104 @@ class AsyncClient(redis.asyncio.Redis):
         """Return the raw replies of one pipeline, faster than redis-py. The commands may run twice."""
         try:
             return await self._pipe.send(commands)
-        except _REDIS_ERRORS as error:
+        except REDIS_ERRORS as error:
             raise await _async_outage(self.connection_pool, error) from error
 
     async def run_script(self, name: str, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
         """Run a script of `scripts/` and return its answer."""
         try:
-            return await self.evalsha(_DIGESTS[name], len(keys), *keys, *arguments)
+            return await self.evalsha(DIGESTS[name], len(keys), *keys, *arguments)
         except NoScriptError:
-            return await self.eval(_SCRIPTS[name], len(keys), *keys, *arguments)
+            return await self.eval(SCRIPTS[name], len(keys), *keys, *arguments)
 
 
 class _AsyncPipeline(redis.asyncio.client.Pipeline):
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         try:
             return await super().execute(raise_on_error)
-        except _NOT_OUTAGES:
+        except NOT_OUTAGES:
             raise
-        except _REDIS_ERRORS as error:
+        except REDIS_ERRORS as error:
             raise await _async_outage(self.connection_pool, error) from error
 
 
-def open_client(url: str, patience: Patience) -> Client:
-    """Return a blocking client. It connects when it is first used.
+def open_client(url: str, patience: Patience, *, tag: str = "") -> Client:
+    """Return a blocking client of a Redis or of a cluster. It connects when it is first used.
+
+    `tag`: what the keys begin with that lie in one slot of a cluster (`RedisSettings.key_prefix`).
 
     Raises:
         ValueError: the URL is invalid.
     """
     if is_sentinel(url):
-        return cast(Client, blocking_client(read_sentinel_url(url), Client, **_options(patience)))
-    return cast(Client, Client.from_url(url, **_options(patience)))
+        return cast(Client, blocking_client(read_sentinel_url(url), Client, **options_of(patience)))
+    if is_cluster(url):
+        from inference.redis.cluster_clients import ClusterClient  # which is made of clients of this module
+
+        return ClusterClient(url, patience, tag=tag)
+    return cast(Client, Client.from_url(url, **options_of(patience)))
 
 
-def open_async_client(url: str, patience: Patience) -> AsyncClient:
-    """Return a client for one event loop. It connects when it is first used.
+def open_async_client(url: str, patience: Patience, *, tag: str = "") -> AsyncClient:
+    """Return a client for one event loop. It connects when it is first used. `tag`: as in `open_client`.
 
     Raises:
         ValueError: the URL is invalid.
     """
     if is_sentinel(url):
-        return cast(AsyncClient, async_client(read_sentinel_url(url), AsyncClient, **_options(patience)))
-    return cast(AsyncClient, AsyncClient.from_url(url, **_options(patience)))
+        return cast(AsyncClient, async_client(read_sentinel_url(url), AsyncClient, **options_of(patience)))
+    if is_cluster(url):
+        from inference.redis.cluster_async import AsyncClusterClient
+
+        return AsyncClusterClient(url, patience, tag=tag)
+    return cast(AsyncClient, AsyncClient.from_url(url, **options_of(patience)))
 
 
 def cause_of(error: StoreUnavailable) -> redis.RedisError | OSError | None:
     """Return redis-py's error behind an outage, to distinguish kinds of outage; None if there is none."""
     cause = error.__cause__
-    return cause if isinstance(cause, _REDIS_ERRORS) else None
+    return cause if isinstance(cause, REDIS_ERRORS) else None
 
 
 def _outage(pool: Any, error: redis.RedisError | OSError) -> StoreUnavailable:
     if is_demoted(error):  # the next connection may lead to the new primary
         pool.disconnect(inuse_connections=False)
-    return _translated(error)
+    return translated(error)
 
 
 async def _async_outage(pool: Any, error: redis.RedisError | OSError) -> StoreUnavailable:
     if is_demoted(error):
         await pool.disconnect(inuse_connections=False)
-    return _translated(error)
+    return translated(error)
 
 
-def _translated(error: redis.RedisError | OSError) -> StoreUnavailable:
+def translated(error: redis.RedisError | OSError) -> StoreUnavailable:
+    """Return redis-py's error as one of ours."""
+    if isinstance(error, ClusterFault):
+        return StoreUnavailable(str(error))
     # by its text: the error's class and code depend on Redis' version and on whether a script caused it
     if "command not allowed when used memory > 'maxmemory'" in str(error):
         return StoreFull("Redis is out of memory: raise its maxmemory or store less, then start the run again")
+    if isinstance(error, MovedError):
+        return StoreUnavailable("this Redis is a node of a cluster: write redis+cluster:// in [redis] cache_url")
     if isinstance(error, redis.ResponseError):
         return StoreUnavailable(f"Redis refuses a command: {error}")
     return StoreUnavailable(f"Redis did not answer: {error}")
 
 
-def _options(patience: Patience) -> dict[str, Any]:
+class Told:
+    """Translates redis-py's errors within the block."""
+
+    def __enter__(self) -> None:
+        """Begin the block."""
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, REDIS_ERRORS) and not isinstance(error, NOT_OUTAGES):
+            raise translated(error) from error
+
+
+def options_of(patience: Patience) -> dict[str, Any]:
+    """Return redis-py's options of a client."""
     return {
         "socket_timeout": patience.timeout_s,
         "socket_connect_timeout": min(patience.timeout_s, _CONNECT_TIMEOUT_S),

@@ -3,6 +3,9 @@
 All keys live in `cache_url`, which must not evict, and start with the deployment prefix `P`. `T` is a table:
 `p:<model>` (predictions of a model) or `f:<model>` (its features). `M` is a model, `R` a run, `J` a job, `W` a worker.
 
+In a Redis Cluster, `P` is written with braces, `{P}`: scripts and transactions then find all of these keys in one
+slot. Only the rows are spread over all slots, P:T:g:N:{B} and P:T:o:ID, whose `P` has no braces.
+
 | key              | type   | fields or value                          | lives                 | written by            |
 |------------------|--------|------------------------------------------|-----------------------|-----------------------|
 | P:T:pointer      | hash   | current, previous (generations);         | for good              | publish, rollback,    |
@@ -93,6 +96,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 #: ids with more bytes of UTF-8 are stored as a digest: one long field would unpack a compact hash
 MAX_INLINE_ID_BYTES = 60
@@ -114,6 +118,11 @@ class TableKeys:
     """Keys of one table; `base` is `P:T`."""
 
     base: str
+
+    @cached_property
+    def rows(self) -> str:
+        """What the keys of rows begin with: `base` without braces, which would keep them all in one slot."""
+        return self.base.replace("{", "").replace("}", "")
 
     @property
     def model(self) -> str:
@@ -158,7 +167,7 @@ class TableKeys:
 
         `tagged`: False for a generation of format 1, whose keys have no hash tag.
         """
-        return f"{self.base}:g:{number}:" + ("{%s}" if tagged else "%s")
+        return f"{self.rows}:g:{number}:" + ("{%s}" if tagged else "%s")
 
     def part(self, name: str) -> TableKeys:
         """Keys of a part of this table's rows, such as one feature group."""
@@ -166,7 +175,7 @@ class TableKeys:
 
     def overlay(self, field: bytes) -> bytes:
         """Key of one overlay entry; `field` is the id's stored form."""
-        return f"{self.base}:o:".encode() + field
+        return f"{self.rows}:o:".encode() + field
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,29 @@ from typing import Any
 import hiredis
 import redis
 import redis.asyncio
-from redis.exceptions import NoScriptError, ReadOnlyError
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
+    NoScriptError,
+    ReadOnlyError,
+    TryAgainError,
+)
 
 Command = tuple[Any, ...]
 
 _RECEIVE_BYTES = 1 << 16
 _RECEIVE_BULK_BYTES = 1 << 18
+
+#: the errors that callers distinguish, by the first word of a reply
+_ERRORS: dict[str, type[redis.ResponseError]] = {
+    "MOVED": MovedError,
+    "ASK": AskError,
+    "TRYAGAIN": TryAgainError,
+    "CLUSTERDOWN": ClusterDownError,
+    "MASTERDOWN": MasterDownError,
+}
 
 #: a bulk writer holds up everybody else's commands for about so long, wherever they meet in Redis
 PIECE_S = 0.0005
@@ -49,33 +66,51 @@ class Pipe:
         Raises:
             redis.RedisError, OSError: Redis did not answer in time, or answered a command with an error.
         """
-        return _without_errors(self._exchange(commands))
+        return without_errors(self.end(self.begin(commands)))
 
-    def _exchange(self, commands: Sequence[Command]) -> list[Any]:
+    def begin(self, commands: Sequence[Command]) -> Exchange:
+        """Send a batch. `end` waits for its replies, so batches to several nodes are answered at the same time."""
         while True:
             try:
                 connection, is_kept = self._idle.pop(), True
             except IndexError:
                 connection, is_kept = _BlockingConnection(self._pool.get_connection()), False
             try:
-                replies = connection.exchange(commands)
+                connection.send(commands)
             except BaseException as error:
-                # late replies would answer the next batch
-                self._give_back(connection)
-                if self._follows_primary and isinstance(error, redis.TimeoutError):
-                    # the others lead to the same silent server; new ones ask the Sentinels
-                    while self._idle:
-                        self._give_back(self._idle.pop())
-                if is_kept and isinstance(error, redis.ConnectionError):
-                    continue  # Redis restarted while the connection was idle
-                raise
-            if _is_from_replica(replies):
-                self._give_back(connection)
-                if is_kept:
-                    continue  # the primary's name, or its Sentinels, may lead to another server by now
+                if not self._may_repeat(connection, error, is_kept):
+                    raise
+            else:
+                return Exchange(connection, commands, is_kept)
+
+    def end(self, sent: Exchange) -> list[Any]:
+        """Return the replies to a batch in order, with errors among them; raise as `send` if it got no answer."""
+        while True:
+            try:
+                replies = sent.connection.receive(len(sent.commands))
+            except BaseException as error:
+                if not self._may_repeat(sent.connection, error, sent.is_kept):
+                    raise
+                sent = self.begin(sent.commands)
+                continue
+            if not _is_from_replica(replies):
+                self._idle.append(sent.connection)
                 return replies
-            self._idle.append(connection)
-            return replies
+            self._give_back(sent.connection)
+            if not sent.is_kept:
+                return replies
+            # the primary's name, or its Sentinels, may lead to another server by now
+            sent = self.begin(sent.commands)
+
+    def _may_repeat(self, connection: _BlockingConnection, error: BaseException, is_kept: bool) -> bool:
+        # late replies would answer the next batch
+        self._give_back(connection)
+        if self._follows_primary and isinstance(error, redis.TimeoutError):
+            # the others lead to the same silent server; new ones ask the Sentinels
+            while self._idle:
+                self._give_back(self._idle.pop())
+        # Redis restarted while the connection was idle
+        return is_kept and isinstance(error, redis.ConnectionError)
 
     def _give_back(self, connection: _BlockingConnection) -> None:
         connection.pooled.disconnect()
@@ -91,10 +126,17 @@ class _BlockingConnection:
         self._socket = pooled._sock
         self._parser = _reply_parser()
 
-    def exchange(self, commands: Sequence[Command]) -> list[Any]:
+    def send(self, commands: Sequence[Command]) -> None:
         try:
             self._socket.sendall(b"".join(map(hiredis.pack_command, commands)))
-            return self._receive(len(commands))
+        except TimeoutError as error:
+            raise redis.TimeoutError("Redis did not answer in time") from error
+        except OSError as error:
+            raise redis.ConnectionError(f"the connection to Redis broke: {error}") from error
+
+    def receive(self, count: int) -> list[Any]:
+        try:
+            return self._receive(count)
         except TimeoutError as error:
             raise redis.TimeoutError("Redis did not answer in time") from error
         except OSError as error:
@@ -111,6 +153,15 @@ class _BlockingConnection:
                 if not isinstance(reply, hiredis.PushNotification):
                     replies.append(reply)
         return replies
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A batch that was sent. `is_kept`: over a connection that was open before."""
+
+    connection: _BlockingConnection
+    commands: Sequence[Command]
+    is_kept: bool
 
 
 class AsyncPipe:
@@ -133,9 +184,10 @@ class AsyncPipe:
         Raises:
             redis.RedisError, OSError: Redis did not answer in time, or answered a command with an error.
         """
-        return _without_errors(await self._exchange(commands))
+        return without_errors(await self.ask(commands))
 
-    async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
+    async def ask(self, commands: Sequence[Command]) -> list[Any]:
+        """Return the replies as `send` does, with errors among them."""
         while True:
             connection, is_kept = await self._take()
             try:
@@ -251,7 +303,10 @@ def _reply_parser() -> hiredis.Reader:
 
 
 def _reply_error(text: str) -> redis.ResponseError:
-    return NoScriptError(text) if text.startswith("NOSCRIPT") else redis.ResponseError(text)
+    if text.startswith("NOSCRIPT"):
+        return NoScriptError(text)
+    word, _, rest = text.partition(" ")
+    return _ERRORS[word](rest) if word in _ERRORS else redis.ResponseError(text)
 
 
 def is_demoted(error: BaseException) -> bool:
@@ -266,7 +321,8 @@ def _is_from_replica(replies: list[Any]) -> bool:
     return any(isinstance(reply, redis.ResponseError) and is_demoted(reply) for reply in replies)
 
 
-def _without_errors(replies: list[Any]) -> list[Any]:
+def without_errors(replies: list[Any]) -> list[Any]:
+    """Return the replies, or raise the first error among them."""
     for reply in replies:
         if isinstance(reply, redis.ResponseError):
             raise reply
@@ -275,10 +331,14 @@ def _without_errors(replies: list[Any]) -> list[Any]:
 
 @dataclass(frozen=True)
 class BulkCommands:
-    """Packed commands, each answered by one integer: their bytes, and the number of replies."""
+    """Packed commands, each answered by one integer: their bytes, and the number of replies.
+
+    `node`: the node of a cluster that gets them all, as `Client.nodes_of` numbers it.
+    """
 
     data: bytes | memoryview
     replies: int
+    node: int = 0
 
 
 @dataclass
@@ -438,4 +498,4 @@ def _refuse_errors(replies: bytearray, due: int) -> None:
     if replies.count(b":") == due and not replies.translate(None, b":0123456789\r\n"):
         return
     wrong = next((line for line in bytes(replies).splitlines() if not line.startswith(b":")), b"too few replies")
-    raise redis.ResponseError(wrong.removeprefix(b"-").decode(errors="replace"))
+    raise _reply_error(wrong.removeprefix(b"-").decode(errors="replace"))

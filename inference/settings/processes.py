@@ -6,7 +6,6 @@ import ipaddress
 import re
 from collections.abc import Callable
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +14,8 @@ from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_v
 from inference.errors import SettingsError, shown
 from inference.settings.fields import Duration, Section, Size, parse_duration, parse_list
 from inference.settings.server_urls import broker_url as read_broker_url
-from inference.settings.server_urls import redis_url
+from inference.settings.server_urls import cache_url as read_cache_url
+from inference.settings.server_urls import is_cluster, redis_url
 
 _RATE = re.compile(r"^[1-9][0-9]*/(second|minute|hour|day)$")
 #: the name of another application's task or queue
@@ -41,11 +41,20 @@ def _in_one_form(value: SecretStr | None, read: Callable[[str], str]) -> SecretS
 
 
 class RedisSettings(Section):
-    """The Redis servers. URLs have the form that redis-py reads. They may hold passwords, so they print as stars."""
+    """The Redis servers. URLs have the form that redis-py reads, except a cluster's.
+
+    They may hold passwords, so they print as stars.
+    """
 
     url: SecretStr | None = None
     cache_url: SecretStr | None = None
     prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,32}$")] = "forecache"
+
+    @property
+    def key_prefix(self) -> str:
+        """What the keys in `cache_url` begin with: in a cluster, `prefix` in braces (`inference/redis/keys.py`)."""
+        spread = self.cache_url is not None and is_cluster(self.cache_url.get_secret_value())
+        return f"{{{self.prefix}}}" if spread else self.prefix
 
     @field_validator("url")
     @classmethod
@@ -55,7 +64,7 @@ class RedisSettings(Section):
     @field_validator("cache_url")
     @classmethod
     def _read_cache_url(cls, value: SecretStr | None) -> SecretStr | None:
-        return _in_one_form(value, partial(redis_url, cache=True))
+        return _in_one_form(value, read_cache_url)
 
 
 class CelerySettings(Section):

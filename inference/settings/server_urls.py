@@ -41,7 +41,13 @@ _OTHER_BROKERS = {
 }
 
 _SENTINEL = "write Sentinels and the name of their primary as redis+sentinel://host:26379,host2:26379/mymaster/0"
-_CLUSTER = "Redis Cluster is not supported, which is Celery's limit: give a single Redis, as redis://host:6379/0"
+_CLUSTER = (
+    "Redis Cluster holds only predictions and features, in cache_url, which is Celery's limit: give a single Redis, "
+    "as redis://host:6379/0"
+)
+#: a cluster's scheme → that of its nodes
+_CLUSTERS = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
+_DEFAULT_PORT = 6379
 _LIST = (
     "a list of servers (with ;) is not supported: give one, or the address of a proxy or service name that follows "
     "the right one"
@@ -53,12 +59,65 @@ _REFUSED = {
     "redis-sentinel": _SENTINEL,
     "redis+cluster": _CLUSTER,
     "rediss+cluster": _CLUSTER,
-    "redis-cluster": _CLUSTER,
+    "redis-cluster": "a Redis Cluster is written redis+cluster://host:6379,other:6379",
     "valkey": "Valkey is reached as Redis is: write redis:// in place of valkey://",
     "valkeys": "Valkey is reached as Redis is: write rediss:// in place of valkeys://",
     "memory": "memory:// lives in one process, and others cannot reach it: use redis:// or amqp://",
     "filesystem": "filesystem:// lives in a folder of one machine: use redis:// or amqp://",
 }
+
+
+def cache_url(text: str) -> str:
+    """Return the URL of the Redis or the Redis Cluster that holds predictions, in its one form.
+
+    Raises:
+        ValueError: as `redis_url`.
+    """
+    scheme, _, rest = text.partition("://")
+    if scheme.lower() not in _CLUSTERS:
+        return redis_url(text, cache=True)
+    scheme = _CLUSTERS[scheme.lower()]
+    place, _, query = rest.partition("?")
+    netloc, _, path = place.partition("/")
+    user, at, hosts = netloc.rpartition("@")
+    if path.strip("/") not in ("", "0") or "@" in path:
+        raise ValueError("a Redis Cluster has no database numbers, and special characters of a password are %-encoded")
+    addresses = [_address(user + at, host) for host in hosts.split(",")]
+    # each of them is checked as the URL of a Redis
+    checked = {redis_url(f"{scheme}://{user}{at}{_netloc(one)}/0?{query}", cache=True) for one in addresses}
+    options = next(iter(checked)).partition("?")[2]
+    return f"{scheme}+cluster://{user}{at}{','.join(map(_netloc, addresses))}" + (f"?{options}" if options else "")
+
+
+def is_cluster(url: str) -> bool:
+    """Tell whether a URL in our form names a Redis Cluster."""
+    return url.partition("://")[0] in _CLUSTERS
+
+
+def seeds_of(url: str) -> list[tuple[str, int]]:
+    """Return host and port of each node that a cluster's URL names."""
+    hosts = url.partition("://")[2].partition("?")[0].rpartition("@")[2]
+    return [_address("", host) for host in hosts.split(",")]
+
+
+def node_url(url: str, address: tuple[str, int]) -> str:
+    """Return the URL of one node of a cluster."""
+    scheme, _, rest = url.partition("://")
+    place, mark, query = rest.partition("?")
+    user, at, _ = place.rpartition("@")
+    return f"{_CLUSTERS[scheme]}://{user}{at}{_netloc(address)}/0{mark}{query}"
+
+
+def _address(user: str, host: str) -> tuple[str, int]:
+    parts = _split(f"redis://{user}{host}")
+    if not parts.hostname:
+        raise ValueError("a Redis Cluster is written redis+cluster://host:6379,other:6379")
+    return parts.hostname, parts.port or _DEFAULT_PORT
+
+
+def _netloc(address: tuple[str, int]) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def redis_url(text: str, *, cache: bool = False) -> str:
@@ -169,14 +228,14 @@ def _sentinel_url(text: str, *, cache: bool) -> SentinelUrl:
 
 def _split(text: str) -> SplitResult:
     """Return the parts of a URL."""
+    scheme = text.partition(":")[0].lower()
     if ";" in text:
-        scheme = text.partition(":")[0].lower()
         raise ValueError(_REFUSED.get(scheme, _LIST))
     try:
         parts = urlsplit(text)
         port = parts.port
-    except ValueError:  # its message may quote the password
-        raise ValueError(_BAD_PORT) from None
+    except ValueError:  # its message may quote the password; several hosts are no port either
+        raise ValueError(_REFUSED.get(scheme, _BAD_PORT)) from None
     if port == 0 or parts.fragment:
         raise ValueError(_BAD_PORT)
     return parts

@@ -128,6 +128,7 @@ class Generations:
             buckets=manifest.buckets,
             deadline=math.ceil(manifest.deadline),
             piece_bytes=lambda: self._pace.piece_bytes,
+            nodes=self._client.nodes_of(manifest.buckets),
         )
         self._client.send_in_bulk(window, self._pace)
 
@@ -151,10 +152,9 @@ class Generations:
         forms, deadline = (self._bucket_form(base), self._bucket_form(manifest)), math.ceil(manifest.deadline)
 
         def pieces() -> Iterator[BulkCommands]:
-            for start in range(0, base.buckets, _COPIED_PER_PIECE):
+            for node, part in self._parts(range(base.buckets), _COPIED_PER_PIECE):
                 give_way()
-                part = range(start, min(start + _COPIED_PER_PIECE, base.buckets))
-                yield BulkCommands(encode_copies(forms, part, deadline=deadline), 2 * len(part))
+                yield BulkCommands(encode_copies(forms, part, deadline=deadline), 2 * len(part), node)
 
         self._client.send_in_bulk(pieces(), Pace(self._pace.share))
 
@@ -171,6 +171,7 @@ class Generations:
             bucket_form=self._bucket_form(manifest),
             buckets=manifest.buckets,
             piece_bytes=lambda: _BYTES_OF_AGES,
+            nodes=self._client.nodes_of(manifest.buckets),
         )
         lost = len(ids) - sum_of(self._client.send_in_bulk(calls, Pace(self._pace.share)))
         if lost:
@@ -201,8 +202,10 @@ class Generations:
 
     def count(self, manifest: Manifest) -> int:
         """Return how many distinct ids a generation holds, counted in Redis."""
+        form = self._bucket_form(manifest)
         pieces = (
-            BulkCommands(encode_lengths(keys), len(keys)) for keys in self._bucket_keys(manifest, _HLEN_PER_PIPELINE)
+            BulkCommands(encode_lengths([form % bucket for bucket in part]), len(part), node)
+            for node, part in self._parts(range(manifest.buckets), _HLEN_PER_PIPELINE)
         )
         return sum_of(self._client.send_in_bulk(pieces, Pace()))
 
@@ -241,10 +244,10 @@ class Generations:
                 than `instead_of` is current.
             NotFound: it is gone.
         """
-        keys = [self._keys.pointer, self._keys.generation(number), *([run_key] if run_key else [])]
+        keys = [self._keys.pointer, self._keys.generation(number), run_key or self._keys.pointer]
         status = self._client.run_script(
             "publish",
-            keys,
+            [*keys, *self._served()],
             [number, self._keys.generation_prefix, run_state or "", "" if instead_of is None else instead_of],
         ).decode()
         if status == "gone":
@@ -298,7 +301,9 @@ class Generations:
         manifest.check_format()
         wanted = range(manifest.buckets) if buckets is None else buckets
         size = codec_for(manifest.fields).size
-        return scan_buckets(self._client, self._bucket_form(manifest), wanted, size)
+        form = self._bucket_form(manifest)
+        for _, part in self._parts(list(wanted), None):
+            yield from scan_buckets(self._client, form, part, size)
 
     def discard(self, number: int, state: GenerationState) -> None:
         """Mark a generation FAILED or CANCELLED, so that it is never served. Does nothing if it is gone.
@@ -320,7 +325,7 @@ class Generations:
             Conflict: `expected_current` is not current, or there is no previous generation.
         """
         arguments = [expected_current, self._keys.generation_prefix]
-        status, *pointer = self._client.run_script("rollback", [self._keys.pointer], arguments)
+        status, *pointer = self._client.run_script("rollback", [self._keys.pointer, *self._served()], arguments)
         if status == b"moved":
             raise Conflict(f"generation {expected_current} of the {self._name} is not the current one (any more)")
         if status != b"ok":
@@ -392,6 +397,13 @@ class Generations:
         rows, taken = sum(answers[: len(keys)]), sum(size or 0 for size in answers[len(keys) :])
         return taken / rows if rows else None
 
+    def _served(self) -> list[str]:
+        """Return the keys that a script finds by the pointer; a cluster has to know them while it moves their slot."""
+        if not self._client.is_spread:
+            return []
+        pointer = follow(plan_pointer(self._keys), self._client)
+        return [self._keys.generation(n) for n in (pointer.current, pointer.previous) if n is not None]
+
     def _numbers(self) -> list[int]:
         members = self._client.send([("ZRANGE", self._keys.generations, 0, -1)])[0]
         with self._reading():
@@ -404,6 +416,18 @@ class Generations:
         form = self._bucket_form(manifest)
         for start in range(0, manifest.buckets, per_batch):
             yield [form % bucket for bucket in range(start, min(start + per_batch, manifest.buckets))]
+
+    def _parts(self, buckets: Sequence[int], size: int | None) -> Iterator[tuple[int, Sequence[int]]]:
+        """Yield each node with parts of its buckets, of at most `size`; one Redis has all."""
+        nodes = self._client.nodes_of(max(buckets, default=0) + 1)
+        of_nodes: Iterable[tuple[int, Sequence[int]]] = [(0, buckets)]
+        if nodes is not None:
+            chosen = np.asarray(buckets, np.int64)
+            of_nodes = ((int(node), chosen[nodes[chosen] == node].tolist()) for node in np.unique(nodes[chosen]))
+        for node, its in of_nodes:
+            step = size or max(len(its), 1)
+            for at in range(0, len(its), step):
+                yield node, its[at : at + step]
 
     def _bucket_form(self, manifest: Manifest) -> str:
         return self._keys.bucket_form(manifest.number, tagged=manifest.is_tagged)

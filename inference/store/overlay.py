@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +63,9 @@ class Overlay:
         """Store packed entries as `upsert` does."""
         keys = [self._keys.overlay(stored) for stored in stored_ids]
         head = [_to_milliseconds(keep_s), schema_digest(schema), schema_text(schema)]
+        if self._client.is_spread:
+            self._run_by_slot("upsert", keys, head, [(entry,) for entry in entries])
+            return
         for start in range(0, len(keys), _IDS_PER_SCRIPT):
             part = slice(start, start + _IDS_PER_SCRIPT)
             self._client.run_repeatable_script("upsert", [self._keys.schemas, *keys[part]], [*head, *entries[part]])
@@ -85,6 +89,9 @@ class Overlay:
         keys = [self._keys.overlay(stored_id(entity_id)) for entity_id in ids]
         pairs = [part for pair in zip(expected, entries, strict=True) for part in (pair[0] or b"", pair[1])]
         head = [_to_milliseconds(keep_s), schema_digest(schema), schema_text(schema)]
+        if self._client.is_spread:
+            each = [(before or b"", entry) for before, entry in zip(expected, entries, strict=True)]
+            return [bool(stored) for stored in self._run_by_slot("replace", keys, head, each)]
         done: list[int] = []
         for start in range(0, len(keys), _IDS_PER_SCRIPT):
             part, its_pairs = keys[start : start + _IDS_PER_SCRIPT], pairs[2 * start : 2 * (start + _IDS_PER_SCRIPT)]
@@ -100,9 +107,39 @@ class Overlay:
         """
         as_of = outdated_as_of(changed_at).tolist()
         keys = [self._keys.overlay(stored_id(entity_id)) for entity_id in ids]
+        if self._client.is_spread:
+            self._run_by_slot("outdate", keys, [_to_milliseconds(keep_s)], [(second,) for second in as_of])
+            return
         for start in range(0, len(keys), _IDS_PER_SCRIPT):
             part = slice(start, start + _IDS_PER_SCRIPT)
             self._client.run_script("outdate", keys[part], [_to_milliseconds(keep_s), *as_of[part]])
+
+    def _run_by_slot(
+        self, name: str, keys: Sequence[bytes], head: Sequence[Any], each: Sequence[tuple[Any, ...]]
+    ) -> list[Any]:
+        """Run a script over a cluster, once for each slot, and return its answer for each key.
+
+        `each`: the arguments of each key. The schema in `head`, which lies in another slot, is stored first: a reader
+        leaves out an entry whose schema it does not find.
+        """
+        if len(head) > 1:
+            ms, digest, schema = head
+            self._client.exchange([("HSETNX", self._keys.schemas, digest, schema)])
+            head = [ms, digest, ""]
+        answers: list[Any] = [None] * len(keys)
+        for start in range(0, len(keys), _IDS_PER_SCRIPT):
+            part = slice(start, start + _IDS_PER_SCRIPT)
+            slots = [[start + place for place in places] for places in self._client.slots_of(keys[part])]
+            calls = []
+            for places in slots:
+                its = [keys[place] for place in places]
+                # the first key also stands where the schemas' would
+                its_keys = its[:1] + its if len(head) > 1 else its
+                calls.append((its_keys, [*head, *(value for place in places for value in each[place])]))
+            for places, answer in zip(slots, self._client.run_scripts(name, calls), strict=True):
+                for place, one in zip(places, answer or [None] * len(places), strict=True):
+                    answers[place] = one
+        return answers
 
 
 def _to_milliseconds(seconds: float) -> int:

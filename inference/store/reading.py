@@ -69,7 +69,7 @@ class AsyncTableReader:
     def __init__(self, client: AsyncClient, keys: TableKeys) -> None:
         self._client = client
         self._keys = keys
-        self._memory = ReaderMemory()
+        self._memory = ReaderMemory(is_spread=client.is_spread)
 
     @property
     def has_previous(self) -> bool:
@@ -100,9 +100,10 @@ class AsyncTableReader:
 
 
 class ReaderMemory:
-    """A reader's memory between look-ups: the last pointer, manifests, schemas."""
+    """A reader's memory between look-ups: the last pointer, manifests, schemas. `is_spread`: as a client's."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_spread: bool = False) -> None:
+        self.is_spread = is_spread
         self.pointer: Pointer | None = None
         self.manifests: dict[int, Manifest] = {}
         self.schemas: dict[bytes, Fields] = {}
@@ -224,13 +225,19 @@ def _fetch_newest(keys: TableKeys, memory: ReaderMemory, ids: Sequence[str]) -> 
         # the pointer is read last: if it has not changed by then, the rows belong to it
         replies = yield [*commands, *([overlay_command] if ids else []), _pointer_command(keys)]
         memory.renew(pointer := parse_pointer(replies[-1]))
-        if (pointer.current, pointer.incarnation) == (assumed.current, assumed.incarnation):
+        if (pointer.current, pointer.incarnation) != (assumed.current, assumed.incarnation):
+            continue
+        rows = _in_order(replies, places, len(ids))
+        if not (memory.is_spread and manifest is not None and None in rows):
+            break
+        # a cluster's nodes answer in any order: a row that was collected after the pointer was read is no miss
+        memory.renew(after := (yield from plan_pointer(keys)))
+        if (after.current, after.incarnation) == (pointer.current, pointer.incarnation):
             break
     if manifest is not None:  # not earlier: the pointer may have left a generation of an unknown format
         manifest.check_format()
     overlay = replies[-2] if ids else []
     yield from _fetch_schemas(keys, memory, overlay)
-    rows = _in_order(replies, places, len(ids))
     return Fetched(
         manifest,
         pointer.active_version,

@@ -39,7 +39,7 @@ class Table:
         self._client = client
         self._keys = keys
         self._kind, self._model = kind, model
-        self._memory = ReaderMemory()
+        self._memory = ReaderMemory(is_spread=client.is_spread)
         self._parts: dict[str, Table] = {}
         self.overlay = Overlay(client, keys)
         self.versions = Versions(client, keys)

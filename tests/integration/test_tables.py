@@ -1,4 +1,4 @@
-"""What every table keeps, whether in memory, in Redis 6.2 or in Redis 7."""
+"""What every table keeps, whether in Redis 6.2, in Redis 7, in Valkey or in a cluster."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import pyarrow as pa
 import pytest
 
 from inference.errors import Conflict, NotFound
-from inference.redis.clients import Client
+from inference.redis.clients import WORKER, Client, open_client
 from inference.redis.keys import Keys, TableKind
 from inference.schema import DType, TensorSpec
 from inference.store import Entry, GenerationState, Labels, Manifest, Origin, Pointer, Table
 from inference.store.versions import is_on_canary_side
+from tests.support.redis_cluster import RedisCluster
 from tests.support.redis_server import EACH_SERVER, RedisServer, find_redis_binary
 from tests.support.waiting import wait_for
 
@@ -29,6 +30,8 @@ MIXED = (
     TensorSpec("tags", DType.STRING, (2,)),
     TensorSpec("ragged", DType.FLOAT32, (-1,)),
 )
+#: in a cluster, in the slot of the table's pointer
+RUN = "{t}:r:1"
 ODD_IDS = ["a b", "a/b", '"q"', "%2F", "☃🚀", "x" * 512, "🚀" * 128, "x" * 60, "x" * 61, "0", "-1", "ключ"]
 
 
@@ -67,7 +70,8 @@ class Room:
 
 
 def _redis_room(client: Client) -> Room:
-    table = Table(client, Keys("t").table(TableKind.PREDICTIONS, "m"), kind=TableKind.PREDICTIONS, model="m")
+    keys = Keys("{t}" if client.is_spread else "t").table(TableKind.PREDICTIONS, "m")
+    table = Table(client, keys, kind=TableKind.PREDICTIONS, model="m")
     return Room(table, lambda key, state: client.hset(key, "state", state))
 
 
@@ -87,8 +91,24 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int]
         running.stop()
 
 
-@pytest.fixture(params=EACH_SERVER)
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    """A cluster of primaries alone, which is there sooner."""
+    cluster = RedisCluster(tmp_path_factory.mktemp("cluster"), replicas=0)
+    try:
+        yield cluster.start()
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(params=[*EACH_SERVER, pytest.param("cluster", id="cluster")])
 def room(request: pytest.FixtureRequest, servers: Callable[[int], RedisServer]) -> Iterator[Room]:
+    if request.param == "cluster":
+        cluster: RedisCluster = request.getfixturevalue("cluster")
+        cluster.empty()
+        with open_client(cluster.url(), WORKER, tag="{t}") as client:
+            yield _redis_room(client)
+        return
     with Client.from_url(servers(request.param).url()) as client:
         client.flushall()
         yield _redis_room(client)
@@ -421,14 +441,14 @@ def test_only_a_loading_generation_is_published(room: Room) -> None:
 
 def test_a_generation_is_published_only_while_its_run_is_in_the_expected_state(room: Room) -> None:
     manifest = room.generation({"a": 1.0})
-    room.set_run_state("run", "cancelled")
+    room.set_run_state(RUN, "cancelled")
     with pytest.raises(Conflict, match="run is not running"):
-        room.table.generations.publish(manifest.number, run_key="run", run_state="running")
+        room.table.generations.publish(manifest.number, run_key=RUN, run_state="running")
     with pytest.raises(Conflict):
-        room.table.generations.publish(manifest.number, run_key="gone", run_state="running")
+        room.table.generations.publish(manifest.number, run_key="{t}:r:gone", run_state="running")
     assert room.price("a") is None
-    room.set_run_state("run", "running")
-    room.table.generations.publish(manifest.number, run_key="run", run_state="running")
+    room.set_run_state(RUN, "running")
+    room.table.generations.publish(manifest.number, run_key=RUN, run_state="running")
     assert room.price("a") == 1.0
 
 

@@ -130,8 +130,8 @@ def test_celerys_own_form_of_sentinels_is_refused_with_what_to_write(tmp_path: P
     [
         ("redis://a:6379/3;redis://b:6379/3", "a list of servers"),
         ("amqp://a:5672//;amqp://b:5672//", "a list of servers"),
-        ("redis+cluster://h:6379", "Cluster is not supported"),
-        ("rediss+cluster://h:6379", "Cluster is not supported"),
+        ("redis+cluster://h:6379", "give a single Redis, as redis://host:6379/0"),
+        ("rediss+cluster://h:6379", "give a single Redis, as redis://host:6379/0"),
         ("memory://", "use redis:// or amqp://"),
         ("memory://localhost/", "use redis:// or amqp://"),
         ("filesystem://", "use redis:// or amqp://"),

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from inference.batch import RunState
-from inference.redis.clients import Client
+from inference.redis.clients import WORKER, Client, open_client
 from inference.redis.keys import Keys, TableKind
 from tests.support.stack import Stack
 from tests.support.waiting import wait_for
 
 #: kept for good, once a model or a table
 _FOR_GOOD = re.compile(
-    r"[pf]:[^:]+:(pointer|seq|gens|schemas)|m:[^:]+:(record|runs|slots|quarantines|micro)|h:key|h:[^:]+:log"
+    r"[pf]:[^:]+:(pointer|seq|gens|schemas)|m:[^:]+:(record|runs|slots|quarantines|micro)|h:key|h:[^:]+:(log|total)"
 )
 _GENERATION = re.compile(r"([pf]):([^:]+):g:(\d+)")
 #: must expire, whoever wrote them
 _EXPIRING = re.compile(
-    r"[pf]:[^:]+:g:\d+:\{?\d+\}?|[pf]:[^:]+:o:.*|m:[^:]+:(reconciler|loads)|h:[^:]+(:[a-z_]+)?:\d+|r:[^:]+:(known|driver)|j:.*|jobs|i:.*|[wq]:.*|doctor:.*",
+    r"[pf]:[^:]+:g:\d+:\{?\d+\}?|[pf]:[^:]+:o:.*|m:[^:]+:(reconciler|loads)|h:requests|h:[^:]+(:[a-z_]+)?:\d+|r:[^:]+:(known|driver)|j:.*|jobs|i:.*|[wq]:.*|doctor:.*",
     re.DOTALL,
 )
 _ACTIVE_RUN = re.compile(r"m:([^:]+):active_run")
@@ -33,14 +33,17 @@ _BROKER = re.compile(r"_kombu\..*|unacked.*|[^:]+\.(batch|realtime|maintenance)|
 def leaked_keys(client: Client, prefix: str) -> list[str]:
     """The keys of the cache Redis that nobody owns and that never expire, and those that no one knows."""
     connection: Any = client
-    found = [key.decode(errors="replace") for key in connection.scan_iter(count=1000)]
+    nodes = connection.primaries() if client.is_spread else [connection]
+    found = [key.decode(errors="replace") for node in nodes for key in node.scan_iter(count=1000)]
     return sorted(key for key in found if _leaks(connection, Keys(prefix), key))
 
 
 def _leaks(client: Any, keys: Keys, key: str) -> bool:
-    if not key.startswith(f"{keys.prefix}:"):
+    # in a cluster, the prefix of rows has no braces
+    prefix = keys.prefix if key.startswith("{") else keys.prefix.strip("{}")
+    if not key.startswith(f"{prefix}:"):
         return True
-    name, expires = key.removeprefix(f"{keys.prefix}:"), client.ttl(key) != -1
+    name, expires = key.removeprefix(f"{prefix}:"), client.ttl(key) != -1
     if _FOR_GOOD.fullmatch(name):
         return False
     if _EXPIRING.fullmatch(name):
@@ -71,9 +74,9 @@ def leaked_files(folder: Path) -> list[Path]:
 
 def assert_nothing_leaks(stack: Stack) -> None:
     """No key without owner or end, in the cache or beside the broker's own, and no temporary file."""
-    prefix = stack.settings.redis.prefix
-    with Client.from_url(stack.settings.cache_url) as cache:
-        leaked = leaked_keys(cache, prefix)
+    prefix, tag = stack.settings.redis.prefix, stack.settings.redis.key_prefix
+    with open_client(stack.settings.cache_url, WORKER, tag=tag) as cache:
+        leaked = leaked_keys(cache, tag)
     assert leaked == [], leaked
     with Client.from_url(stack.settings.redis_url) as results:
         connection: Any = results

@@ -48,9 +48,10 @@ schedule = "2s"
 class Rig:
     """One model `m` that adds `a` and `b` up; row i of its table holds a = i and b = `offset`."""
 
-    def __init__(self, folder: Path, *, batch: str = "") -> None:
-        """`batch`: more settings of the model's runs."""
-        self.stack = Stack(folder, _TOML.replace('parquet_path = "out"\n', f'parquet_path = "out"\n{batch}\n'))
+    def __init__(self, folder: Path, *, batch: str = "", cache_url: str | None = None) -> None:
+        """`batch`: more settings of the model's runs. `cache_url`: as for `Stack`."""
+        toml = _TOML.replace('parquet_path = "out"\n', f'parquet_path = "out"\n{batch}\n')
+        self.stack = Stack(folder, toml, cache_url=cache_url)
         self.rows, self.offset = 0, 0
 
     @property

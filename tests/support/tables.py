@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 
-from inference.redis.clients import WORKER, Client, _options
+from inference.redis.clients import WORKER, Client, options_of
 from inference.redis.keys import Keys, TableKind
 from inference.store import Table
 
@@ -29,7 +29,7 @@ class TimedClient(Client):
 
 
 def timed_client(url: str, clock: Callable[[], float]) -> TimedClient:
-    client = TimedClient.from_url(url, **_options(WORKER))
+    client = TimedClient.from_url(url, **options_of(WORKER))
     client.clock = clock
     return client
 

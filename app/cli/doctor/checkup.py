@@ -46,8 +46,8 @@ CheckName = tuple[Check, str]
 def check_up(settings: Settings) -> list[Finding]:
     """Return all findings, in the order of `Check`. Takes under ten seconds even if no server answers."""
     urls = {"[redis] url": settings.redis_url, "[redis] cache_url": settings.cache_url}
-    prefix = settings.redis.prefix
-    asks = {name: partial(ask_server, url, name, prefix=prefix) for name, url in urls.items()}
+    prefixes = dict.fromkeys(urls.values(), settings.redis.prefix) | {settings.cache_url: settings.redis.key_prefix}
+    asks = {name: partial(ask_server, url, name, prefix=prefixes[url]) for name, url in urls.items()}
     answers = at_once(asks, SERVERS_WITHIN_S)
     silent = Failure(f"no answer within {SERVERS_WITHIN_S:g} s", "check its host name and the network")
     results, cache = (silent if isinstance(one, Exception) else one for one in answers.values())

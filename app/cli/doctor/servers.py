@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import redis
@@ -18,6 +18,8 @@ from inference.clock import system_clock
 from inference.errors import StoreUnavailable
 from inference.redis.clients import Client, Patience, cause_of, open_client
 from inference.redis.clock import RedisClock
+from inference.redis.cluster import ClusterFault
+from inference.redis.cluster_clients import ClusterClient
 from inference.redis.keys import Keys
 from inference.settings import Settings
 from inference.settings.server_urls import is_redis
@@ -34,13 +36,25 @@ _KEPT_S = 10
 class Server:
     """A server that answered: its INFO, its snapshot rule (None: unknown), and how far its clock is ahead of ours.
 
-    `no_writes`: why it takes no writes, None if it takes them.
+    `no_writes`: why it takes no writes, None if it takes them. `nodes`: of a cluster, its nodes by their addresses; its
+    INFO is that of one of them, with all their memory.
     """
 
     info: Mapping[str, Any]
     save: str | None
     offset_s: float
     no_writes: str | None = None
+    nodes: tuple[ClusterNode, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClusterNode:
+    """A primary of a cluster. `is_alone`: it has no replica. `stops_all`: without it, the other nodes stop too."""
+
+    place: str
+    found: Server | Failure
+    is_alone: bool = False
+    stops_all: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,13 +71,46 @@ def ask_server(url: str, setting: str, *, prefix: str = "forecache") -> Server |
     Writes a key under the deployment's `prefix`, and removes it.
     """
     try:
-        with closing(open_client(url, PATIENCE)) as client:
+        with closing(open_client(url, PATIENCE, tag=prefix)) as client:
             info: Any = client.info("everything")
-            return Server(info, _save_rule(client), _clock_offset_s(client), _write(client, Keys(prefix)))
+            server = Server(info, _save_rule(client), _clock_offset_s(client), _write(client, Keys(prefix)))
+            return _with_nodes(server, client) if isinstance(client, ClusterClient) else server
     except ValueError:  # the text of this error may quote the password
         return Failure("the URL cannot be understood", f"write {setting} as redis://:password@host:6379/0, %-encoded")
     except StoreUnavailable as outage:
         return _failure_of(cause_of(outage), setting)
+
+
+def _with_nodes(server: Server, client: ClusterClient) -> Server:
+    """Return what is known of a cluster, with each of its nodes."""
+    nodes = tuple(_ask_node(place, node, replicas) for place, node, replicas in client.shards())
+    infos = [node.found.info for node in nodes if isinstance(node.found, Server)]
+    limits = [info.get("maxmemory") or 0 for info in infos]
+    memory = {
+        "used_memory": sum(info.get("used_memory", 0) for info in infos),
+        "maxmemory": sum(limits) if all(limits) else 0,
+        # several nodes may share a machine
+        "total_system_memory": 0,
+    }
+    return replace(server, info={**server.info, **memory}, nodes=nodes)
+
+
+def _ask_node(place: str, node: Client, replicas: int) -> ClusterNode:
+    try:
+        info: Any = node.info("everything")
+        found = Server(info, _save_rule(node), _clock_offset_s(node))
+        return ClusterNode(place, found, is_alone=not replicas, stops_all=_stops_all(node))
+    except StoreUnavailable as outage:
+        fix = "start it, or have it announce an address that is reached from here (cluster-announce-ip)"
+        return ClusterNode(place, Failure(_reason(cause_of(outage)), fix))
+
+
+def _stops_all(node: Client) -> bool:
+    try:
+        answer: Any = node.config_get("cluster-require-full-coverage")
+    except StoreUnavailable:  # managed services forbid CONFIG
+        return False
+    return bool(answer.get("cluster-require-full-coverage") == "yes")
 
 
 def _failure_of(problem: Exception | None, setting: str) -> Failure:
@@ -79,6 +126,8 @@ def _failure_of(problem: Exception | None, setting: str) -> Failure:
         return Failure(f"{problem}", "see what is said of its Sentinels")
     if isinstance(problem, redis.TimeoutError):
         return Failure(f"no answer within {PATIENCE.timeout_s:g} s", f"check the host and port of {setting}")
+    if isinstance(problem, ClusterFault):
+        return Failure(*str(problem).split(": ", 1))
     if isinstance(problem, redis.ResponseError):
         return Failure(f"it answers with an error: {problem}", _fix_of(str(problem), setting))
     if fix := certificate_fix(problem, setting):
@@ -94,6 +143,10 @@ def _fix_of(problem: str, setting: str) -> str:
 
 def check_servers(settings: Settings, results: Server | Failure, cache: Server | Failure) -> list[Finding]:
     """Return the findings about both servers; about a server that is both, only once."""
+    if isinstance(cache, Server) and cache.nodes:
+        subject = f"cache_url ({place_of(settings.cache_url)})"
+        of_results = _check_one(f"url ({place_of(settings.redis_url)})", results, holds_cache=False)
+        return [*of_results, *check_writes(Check.REDIS, subject, cache), *check_nodes(cache.nodes)]
     one = isinstance(results, Server) and isinstance(cache, Server) and _same(results, cache)
     if one:
         return _check_one(f"url and cache_url ({place_of(settings.cache_url)})", cache, holds_cache=True)
@@ -103,29 +156,47 @@ def check_servers(settings: Settings, results: Server | Failure, cache: Server |
     ]
 
 
-def _check_one(subject: str, server: Server | Failure, *, holds_cache: bool) -> list[Finding]:
+def _check_one(subject: str, server: Server | Failure, *, holds_cache: bool, of_cluster: bool = False) -> list[Finding]:
     if isinstance(server, Failure):
         return [error(Check.REDIS, subject, server.detail, server.fix)]
     info = server.info
     return [
-        *_kind(subject, info),
+        *_kind(subject, info, holds_cache=holds_cache, of_cluster=of_cluster),
         *check_writes(Check.REDIS, subject, server),
         _eviction(subject, info, holds_cache=holds_cache),
         _persistence(subject, server, holds_cache=holds_cache),
     ]
 
 
-def _kind(subject: str, info: Mapping[str, Any]) -> list[Finding]:
+def check_nodes(nodes: Sequence[ClusterNode]) -> list[Finding]:
+    """Return the findings about each node of a cluster."""
+    found: list[Finding] = []
+    for node in nodes:
+        subject = f"cache_url, node {node.place}"
+        found += _check_one(subject, node.found, holds_cache=True, of_cluster=True)
+        if node.is_alone and isinstance(node.found, Server):
+            fix = "add a replica (redis-cli --cluster add-node … --cluster-slave)"
+            found.append(warning(Check.REDIS, subject, "it has no replica: its loss stops its share of the hits", fix))
+        if node.stops_all:
+            fix = "redis-cli CONFIG SET cluster-require-full-coverage no, and the same in redis.conf"
+            found.append(warning(Check.REDIS, subject, "without one node, all others stop until it is replaced", fix))
+    return found
+
+
+def _kind(subject: str, info: Mapping[str, Any], *, holds_cache: bool, of_cluster: bool) -> list[Finding]:
     """Check version, mode and role."""
     text = str(info.get("redis_version", "0"))
     version = tuple(int(part) for part in text.split(".")[:2] if part.isdecimal())
     found = []
     if version < OLDEST:
         found.append(error(Check.REDIS, subject, f"Redis {text}", "install Redis 6.2 or later"))
-    if info.get("redis_mode") in ("cluster", "sentinel"):
-        fix = "use a single Redis server: neither Celery nor Forecache's scripts work on this"
-        if info["redis_mode"] == "sentinel":
-            fix = "write the URL as redis+sentinel://host:26379,host2:26379/NAME/0, with the primary's NAME there"
+    if info.get("redis_mode") == "cluster" and not of_cluster:
+        fix = "use a single Redis server: Celery works on no cluster"
+        if holds_cache:
+            fix = "write redis+cluster:// in place of redis:// in [redis] cache_url"
+        found.append(error(Check.REDIS, subject, "it is a node of a cluster", fix))
+    if info.get("redis_mode") == "sentinel":
+        fix = "write the URL as redis+sentinel://host:26379,host2:26379/NAME/0, with the primary's NAME there"
         found.append(error(Check.REDIS, subject, f"it runs in {info['redis_mode']} mode", fix))
     if info.get("role") in ("slave", "replica"):
         fix = f"set the URL to its master, {info.get('master_host')}:{info.get('master_port')}"
@@ -136,8 +207,10 @@ def _kind(subject: str, info: Mapping[str, Any]) -> list[Finding]:
 
 
 def check_writes(check: Check, subject: str, server: Server) -> list[Finding]:
-    """Return an error if the server takes no writes. A replica already has a finding that names its master."""
-    if server.no_writes is None or server.info.get("role") in ("slave", "replica"):
+    """Return an error if the server takes no writes. A replica and a node of a
+    cluster already have a finding that names the right one."""
+    of_cluster = server.info.get("redis_mode") == "cluster" and not server.nodes
+    if server.no_writes is None or server.info.get("role") in ("slave", "replica") or of_cluster:
         return []
     fix = "free memory or disk, or allow the user to write what starts with the deployment's prefix"
     return [error(check, subject, f"it takes no writes: {server.no_writes}", fix)]

@@ -1,5 +1,6 @@
 -- Makes a generation current and the current one previous. The former previous one becomes collectable.
--- KEYS: pointer, generation, and the run record to check its state (optional)
+-- KEYS: pointer, generation, the run record to check its state (if ARGV[3] is not ''); then what a cluster has to know:
+-- the current and the previous generation
 -- ARGV: number, generation prefix, the run's required state, the generation that must be current ('' for any)
 -- Returns 'ok', 'gone', 'run' (the run is in another state), 'moved' (another generation is current), or the
 -- generation's state if that forbids it.
@@ -11,7 +12,7 @@ if current == number then return 'ok' end
 
 local state = redis.call('HGET', generation, 'state')
 if not state then return 'gone' end
-if run and redis.call('HGET', run, 'state') ~= run_state then return 'run' end
+if run_state ~= '' and redis.call('HGET', run, 'state') ~= run_state then return 'run' end
 if state ~= 'loading' then return state end
 if expected ~= '' and current ~= expected then return 'moved' end
 

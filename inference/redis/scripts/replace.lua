@@ -1,8 +1,8 @@
 -- Stores overlay entries of features, each only if the stored entry is still the expected one.
 -- KEYS: schemas, then the overlay keys
--- ARGV: milliseconds to keep, schema digest, schema, then for each key the entry expected ('' for none) and the new one
+-- ARGV: milliseconds to keep, schema digest, schema ('' if it is stored), then for each key the entry expected ('' for none) and the new one
 -- Returns 1 for each key that was stored, 0 for each that was not.
-redis.call('HSETNX', KEYS[1], ARGV[2], ARGV[3])
+if ARGV[3] ~= '' then redis.call('HSETNX', KEYS[1], ARGV[2], ARGV[3]) end
 
 local done = {}
 for i = 2, #KEYS do

@@ -1,6 +1,6 @@
 -- Goes back to the previous generation and its model version, and holds the versions left behind. Moves the label
 -- stable to that version, and ends its trial.
--- KEYS: pointer   ARGV: the expected current generation, generation prefix
+-- KEYS: pointer; for a cluster also the current and the previous generation   ARGV: the expected current generation, generation prefix
 -- Returns {'ok', the new pointer}, {'moved'} (another one is current), or {'none'} (no previous generation).
 local function done(pointer)
   local fields = { 'current', 'previous', 'version', 'held', 'incarnation', 'labels', 'canary_share' }

@@ -1,9 +1,9 @@
 -- Stores overlay entries. Keeps a stored entry of the same model version that is newer by (as_of, computed_at), and
 -- a note of outdate.lua if the new entry may have been computed before the features changed.
--- KEYS: schemas, then the overlay keys   ARGV: milliseconds to keep, schema digest, schema, then the entries
+-- KEYS: schemas, then the overlay keys   ARGV: milliseconds to keep, schema digest, schema ('' if it is stored), then the entries
 -- An entry starts with computed_at (double), the version's lower 32 bits, origin (1 byte), digest (6 bytes), and as_of
 -- (uint32). If 128 is added to the origin, the version's upper 32 bits stand before as_of.
-redis.call('HSETNX', KEYS[1], ARGV[2], ARGV[3])
+if ARGV[3] ~= '' then redis.call('HSETNX', KEYS[1], ARGV[2], ARGV[3]) end
 
 local OUTDATED, REALTIME, SINCE_CHANGE, WIDE = string.rep('\0', 6), 1, 3, 128
 

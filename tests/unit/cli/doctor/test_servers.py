@@ -36,7 +36,7 @@ def test_a_good_server_has_nothing_wrong() -> None:
     ("info", "status", "detail"),
     [
         ({"redis_version": "6.0.16"}, Status.ERROR, "Redis 6.0.16"),
-        ({"redis_mode": "cluster"}, Status.ERROR, "it runs in cluster mode"),
+        ({"redis_mode": "cluster"}, Status.ERROR, "it is a node of a cluster"),
         ({"role": "slave"}, Status.ERROR, "it is a replica, which takes no writes"),
         (
             {"maxmemory_policy": "allkeys-lru"},

@@ -1,0 +1,121 @@
+"""Runs, hits and misses of real processes whose predictions lie in a Redis Cluster, through the loss of a node."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.support.plain_models import write_slow_sum_model
+from tests.support.redis_cluster import RedisCluster
+from tests.support.runs_rig import CALL_S, MODEL, Rig
+from tests.support.waiting import wait_for
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(420)]
+
+ROWS = 3_000
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    cluster = RedisCluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        yield cluster.start()
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory, cluster: RedisCluster) -> Iterator[Rig]:
+    rig = Rig(tmp_path_factory.mktemp("rig"), cache_url=cluster.url())
+    write_slow_sum_model(rig.stack.folder / "model", ["a", "b"], seconds=CALL_S)
+    rig.write_table(1_000, offset=0)
+    rig.write_table(50, offset=0, name="tick.parquet")
+    with rig.stack as stack:
+        stack.start("gpu", "realtime", "maintenance", "api")
+        stack.wait_ready(150)
+        yield rig
+
+
+def test_a_run_is_published_and_each_entity_is_a_hit(rig: Rig) -> None:
+    rig.assert_published(rig.start_run(ROWS, offset=10_000), ROWS, offset=10_000)
+    answer = httpx.get(f"{rig.stack.url}/predict/e7", params={"model": MODEL}).raise_for_status().json()
+    assert (answer["prediction"], answer["outcome"]) == (10_007, "hit_batch")
+
+
+class Hammer:
+    """Asks for known entities all the time, and notes what is not one of the allowed predictions, and what is late.
+
+    `offsets`: a prediction is the entity's number plus one of them.
+    """
+
+    def __init__(self, rig: Rig, offsets: set[int], *, threads: int = 3) -> None:
+        self._url, self._offsets = f"{rig.stack.url}/predict/e", offsets
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(threads)]
+        self.hits, self.wrong, self.failed_at = 0, list[str](), list[float]()
+        self.defects: list[BaseException] = []
+
+    def _ask(self, seed: int) -> None:
+        rng = random.Random(seed)
+        with httpx.Client(timeout=10) as client:
+            while not self._over.is_set():
+                number = rng.randrange(ROWS)
+                answer = client.get(f"{self._url}{number}", params={"model": MODEL})
+                if answer.status_code == 503:
+                    self.failed_at.append(time.monotonic())
+                    continue
+                body = answer.json()
+                right = answer.status_code == 200 and body["prediction"] - number in self._offsets
+                # a stored prediction that is computed anew is a miss that was none
+                if right and body["outcome"] == "hit_batch":
+                    self.hits += 1
+                else:
+                    self.wrong.append(answer.text[:300])
+
+    def __enter__(self) -> Hammer:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("tag", ["{forecache}", "{other}x3"], ids=["of the pointer", "of rows alone"])
+def test_a_primary_killed_in_mid_run_costs_no_prediction_and_no_hit(rig: Rig, cluster: RedisCluster, tag: str) -> None:
+    rig.assert_published(rig.start_run(ROWS, offset=20_000), ROWS, offset=20_000)
+    victim = cluster.primary_of(tag)
+    run_id = rig.start_run(ROWS, offset=30_000)
+    rig.wait_chunks(run_id, 3)
+    with Hammer(rig, {20_000, 30_000}) as hammer:
+        victim.kill()
+        wait_for(lambda: _answers(cluster, tag), "an election", 20)
+        elected_at = time.monotonic()
+        wait_for(lambda: _is_over(rig, run_id), "the end of the run", 90)
+    victim.start()
+    wait_for(cluster.is_whole, "a whole cluster", 30)
+    rig.assert_published(run_id, ROWS, offset=30_000)
+    assert hammer.wrong == []
+    assert hammer.hits > 100
+    assert [at - elected_at for at in hammer.failed_at if at > elected_at + 5] == []
+
+
+def _is_over(rig: Rig, run_id: str) -> bool:
+    try:
+        return rig.stack.run_if_over(run_id) is not None
+    except httpx.HTTPStatusError:  # the API may still know the node that was lost
+        return False
+
+
+def _answers(cluster: RedisCluster, key: str) -> bool:
+    try:
+        return cluster.primary_of(key).answers()
+    except AssertionError:
+        return False
