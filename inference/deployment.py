@@ -23,9 +23,9 @@ from inference.monitoring.parity import Parity
 from inference.monitoring.presence import Presence
 from inference.monitoring.queues import QueueState
 from inference.monitoring.statistics import HitWindows
+from inference.redis.bulk import Pace
 from inference.redis.clients import REQUEST, AsyncClient, Client, Patience, open_async_client, open_client
 from inference.redis.keys import Keys, TableKind
-from inference.redis.pipes import Pace
 from inference.serving.answer_sample import AnswerSample
 from inference.serving.scorer import RealtimeScorer, TensorScorer
 from inference.settings import Settings

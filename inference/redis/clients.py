@@ -22,18 +22,9 @@ from redis.client import Pipeline
 from redis.exceptions import MovedError, NoScriptError
 
 from inference.errors import StoreFull, StoreUnavailable
+from inference.redis.bulk import BulkCommands, Pace, SeparatedReplies, read_in_bulk, send_in_bulk
 from inference.redis.cluster import ClusterFault
-from inference.redis.pipes import (
-    AsyncPipe,
-    BulkCommands,
-    Command,
-    Pace,
-    Pipe,
-    SeparatedReplies,
-    is_demoted,
-    read_in_bulk,
-    send_in_bulk,
-)
+from inference.redis.pipes import AsyncPipe, Command, Pipe, is_demoted
 from inference.redis.sentinels import async_client, blocking_client
 from inference.settings.sentinel_urls import is_sentinel, read_sentinel_url
 from inference.settings.server_urls import is_cluster

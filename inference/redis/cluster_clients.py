@@ -22,6 +22,7 @@ from redis.client import Pipeline
 from redis.exceptions import NoScriptError, TryAgainError
 
 from inference.errors import StoreUnavailable
+from inference.redis.bulk import BulkCommands, Pace, SeparatedReplies, read_in_bulk, send_in_bulk
 from inference.redis.clients import (
     DIGESTS,
     REDIS_ERRORS,
@@ -46,16 +47,7 @@ from inference.redis.cluster import (
     one_by_key,
     plan_exchange,
 )
-from inference.redis.pipes import (
-    BulkCommands,
-    Command,
-    Exchange,
-    Pace,
-    SeparatedReplies,
-    read_in_bulk,
-    send_in_bulk,
-    without_errors,
-)
+from inference.redis.pipes import Command, Exchange, without_errors
 from inference.settings.server_urls import node_url
 
 #: commands that are sent again one by one after a bulk met a change of the map

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from inference.errors import Conflict, NotFound
+from inference.redis.bulk import BulkCommands, Pace, sum_of
 from inference.redis.clients import Client
 from inference.redis.keys import TableKeys
-from inference.redis.pipes import BulkCommands, Pace, sum_of
 from inference.schema import Block, TensorSpec
 from inference.store.codec import bucket_count, bucket_of, codec_for, pack_overlay, stored_as_of, stored_id
 from inference.store.overlay import Overlay

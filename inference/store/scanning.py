@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.errors import StoreUnavailable
+from inference.redis.bulk import SeparatedReplies
 from inference.redis.clients import Client
-from inference.redis.pipes import Command, SeparatedReplies
+from inference.redis.pipes import Command
 
 #: buckets of a piece: half a millisecond of Redis, as `PIECE_S`
 _PIECE_BUCKETS = 64

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from inference.redis.bulk import Pace
 from inference.redis.clients import Client
 from inference.redis.keys import TableKeys, TableKind
-from inference.redis.pipes import Pace
 from inference.store.generations import Generations
 from inference.store.overlay import Overlay
 from inference.store.reading import (

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from inference.redis.pipes import BulkCommands
+from inference.redis.bulk import BulkCommands
 from inference.store.codec import buckets_of, stored_ids
 
 #: the number of the node that holds each bucket; None: one Redis holds all

@@ -10,9 +10,9 @@ import pytest
 
 from inference.deployment import Deployment
 from inference.errors import StoreUnavailable
+from inference.redis.bulk import Pace
 from inference.redis.clients import WORKER, AsyncClient, Client
 from inference.redis.keys import Keys, TableKeys, TableKind
-from inference.redis.pipes import Pace
 from inference.schema import DType, TensorSpec
 from inference.settings import BatchSettings, ModelSettings, RedisSettings, Settings
 from inference.store import AsyncTableReader, Manifest, Origin, Table

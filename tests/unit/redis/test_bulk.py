@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis
 
-from inference.redis.pipes import PIECE_S, BulkCommands, Pace, send_in_bulk, sum_of
+from inference.redis.bulk import PIECE_S, BulkCommands, Pace, send_in_bulk, sum_of
 
 
 class Time:

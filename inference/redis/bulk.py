@@ -1,0 +1,193 @@
+"""Sends and reads millions of values over one connection, in pieces that leave Redis to others."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import hiredis
+import redis
+
+from inference.redis.pipes import Command, reply_error
+
+_RECEIVE_BYTES = 1 << 18
+
+#: a bulk writer holds up everybody else's commands for about so long, wherever they meet in Redis
+PIECE_S = 0.0005
+#: bytes of a piece: smaller ones cost more in calls of the system than Redis spends on them
+_SMALLEST_PIECE, _FIRST_PIECE, _LARGEST_PIECE = 16 << 10, 32 << 10, 1 << 20
+
+
+@dataclass(frozen=True)
+class BulkCommands:
+    """Packed commands, each answered by one integer: their bytes, and the number of replies.
+
+    `node`: the node of a cluster that gets them all, as `Client.nodes_of` numbers it.
+    """
+
+    data: bytes | memoryview
+    replies: int
+    node: int = 0
+
+
+@dataclass
+class Pace:
+    """How a bulk writer leaves Redis to others. Several writers may share it.
+
+    `piece_bytes`: the size of the next piece; it follows the time that Redis takes for one (`PIECE_S`).
+    `share`: the share of time that the writer may keep Redis busy: 1 never rests, 0.5 rests as long as it writes.
+    """
+
+    share: float = 1.0
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    piece_bytes: int = _FIRST_PIECE
+
+    @property
+    def rests(self) -> bool:
+        """Whether the writer ever rests."""
+        return self.share < 1
+
+    def rest(self, worked_s: float) -> None:
+        """Rest for the time that the share requires after `worked_s` seconds of work."""
+        self.sleep(worked_s * (1 / self.share - 1))
+
+    def answered(self, took_s: float) -> None:
+        """Choose the size of the next piece by the seconds that Redis took for the last one."""
+        # small steps: a single time also holds what others asked of Redis and of the processor
+        if took_s > PIECE_S:
+            self.piece_bytes = max(self.piece_bytes * 3 // 4, _SMALLEST_PIECE)
+        else:
+            self.piece_bytes = min(self.piece_bytes * 5 // 4, _LARGEST_PIECE)
+
+
+def send_in_bulk(pool: Any, pieces: Iterable[BulkCommands], pace: Pace) -> bytes:
+    """Send pieces over one of the pool's connections and return the replies, each a `:number` and CR LF.
+
+    For tens of thousands of commands: redis-py takes 2.6 µs to read one reply, and for a window of rows that adds up
+    to the time of the model. Without rests, Redis works on one piece while the next one waits in its socket, and no
+    third: Redis reads all that a socket holds before it turns to another client. With rests, the writer waits for
+    each piece.
+
+    Raises:
+        redis.RedisError: Redis did not answer, or answered a command with an error.
+    """
+    connection = pool.get_connection()
+    try:
+        replies, received, due, before_at = bytearray(), 0, 0, 0.0
+        for piece in pieces:
+            sent_at = pace.clock()
+            connection.send_packed_command([piece.data])
+            if pace.rests:
+                due += piece.replies
+                received += _receive(connection, due - received, replies)
+                pace.answered(pace.clock() - sent_at)
+                pace.rest(pace.clock() - sent_at)
+                continue
+            if due:
+                received += _receive(connection, due - received, replies)
+                # Redis answered the piece before that one first
+                pace.answered((pace.clock() - before_at) / 2)
+            due, before_at = due + piece.replies, sent_at
+        _receive(connection, due - received, replies)
+    except BaseException:
+        # late replies would answer the next user of this connection
+        connection.disconnect()
+        raise
+    finally:
+        pool.release(connection)
+    _refuse_errors(replies, due)
+    return bytes(replies)
+
+
+@dataclass(frozen=True)
+class SeparatedReplies:
+    """The raw replies to one piece. `ends`: where the separator behind each of them starts."""
+
+    data: bytes
+    ends: list[int]
+
+
+def read_in_bulk(pool: Any, pieces: Iterable[Sequence[Command]], separator: bytes) -> Generator[SeparatedReplies]:
+    """Yield the raw replies to pieces of commands, over one of the pool's connections. Close it to give that back.
+
+    For millions of values, which the caller finds by column: as objects they would take most of the time (0.25 µs
+    each). An ECHO of `separator`, which nothing else may hold, follows each command. Redis works on one piece while
+    the next one waits in its socket.
+
+    Raises:
+        redis.RedisError: Redis did not answer.
+    """
+    connection = pool.get_connection()
+    echo = hiredis.pack_command(("ECHO", separator))  # type: ignore[arg-type]  # its types allow one kind of part only
+    answer = b"$%d\r\n%b\r\n" % (len(separator), separator)
+    buffer, sent = bytearray(), deque[int]()
+    try:
+        for piece in pieces:
+            packed = b"".join(part for command in piece for part in (hiredis.pack_command(command), echo))
+            connection.send_packed_command([packed])
+            sent.append(len(piece))
+            if len(sent) > 1:
+                yield _take_replies(connection, buffer, sent.popleft(), answer)
+        while sent:
+            yield _take_replies(connection, buffer, sent.popleft(), answer)
+    except BaseException:
+        connection.disconnect()  # late replies would answer the next user of this connection
+        raise
+    finally:
+        pool.release(connection)
+
+
+def _take_replies(connection: Any, buffer: bytearray, count: int, separator: bytes) -> SeparatedReplies:
+    """Receive until `buffer` holds so many separators, and take all before the end of the last one."""
+    ends: list[int] = []
+    at = 0
+    while len(ends) < count:
+        found = buffer.find(separator, at)
+        if found >= 0:
+            ends.append(found)
+            at = found + len(separator)
+        else:
+            buffer += _received(connection)
+    data = bytes(memoryview(buffer)[:at])
+    del buffer[:at]
+    return SeparatedReplies(data, ends)
+
+
+def sum_of(replies: bytes) -> int:
+    """Return the sum of integer replies."""
+    return sum(map(int, replies.replace(b":", b"").split()))
+
+
+def _receive(connection: Any, lines: int, replies: bytearray) -> int:
+    """Append received bytes to `replies` until so many more lines have come; return how many came."""
+    came = 0
+    while came < lines:
+        data = _received(connection)
+        replies += data
+        came += data.count(b"\n")
+    return came
+
+
+def _received(connection: Any) -> bytes:
+    """Return the next bytes that Redis sends."""
+    try:
+        # redis-py has no public way to a connection's bytes, only to parsed replies
+        data: bytes = connection._sock.recv(_RECEIVE_BYTES)
+    except TimeoutError as error:
+        raise redis.TimeoutError("Redis did not answer in time") from error
+    except OSError as error:
+        raise redis.ConnectionError(f"the connection to Redis broke: {error}") from error
+    if not data:
+        raise redis.ConnectionError("Redis closed the connection")
+    return data
+
+
+def _refuse_errors(replies: bytearray, due: int) -> None:
+    if replies.count(b":") == due and not replies.translate(None, b":0123456789\r\n"):
+        return
+    wrong = next((line for line in bytes(replies).splitlines() if not line.startswith(b":")), b"too few replies")
+    raise reply_error(wrong.removeprefix(b"-").decode(errors="replace"))
