@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from inference.settings import load_settings
+from inference.settings import ApiSettings, load_settings
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -112,8 +112,10 @@ def test_probes_ask_ports_that_the_container_has() -> None:
 
 
 def test_a_pod_has_longer_to_end_than_its_process_takes() -> None:
-    drain_s = 5
-    assert pod_of("forecache-api")["terminationGracePeriodSeconds"] > drain_s + 15
+    grace_s = pod_of("forecache-api")["terminationGracePeriodSeconds"]
+    assert grace_s >= ApiSettings().drain + 15
+    [told] = [one["value"] for one in container_of("forecache-api")["env"] if one["name"].endswith("STOP_TIMEOUT")]
+    assert told == f"{grace_s}s"
     assert pod_of("forecache-batch")["terminationGracePeriodSeconds"] >= 300
 
 
