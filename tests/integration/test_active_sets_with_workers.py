@@ -114,6 +114,7 @@ def test_a_run_scores_who_was_asked_for_and_the_rest_is_computed_on_demand(stack
     assert "rows_outside" in stack.cli("batch", "list").stdout
 
 
+@pytest.mark.slow
 def test_a_rollback_serves_the_whole_generation_again(stack: Stack) -> None:
     act(stack, "/models/m/rollback")
 

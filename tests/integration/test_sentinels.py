@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import inference.redis.replication
 from app.cli.doctor.findings import Finding, Status
 from app.cli.doctor.sentinels import check_sentinels
 from inference.errors import StoreUnavailable
@@ -125,7 +126,10 @@ def test_a_demoted_primary_loses_our_connections_so_that_an_address_that_follows
         asyncio.run(demote_under_connections())
 
 
-async def test_a_write_is_confirmed_only_when_a_replica_has_it(pair: tuple[RedisServer, RedisServer]) -> None:
+async def test_a_write_is_confirmed_only_when_a_replica_has_it(
+    pair: tuple[RedisServer, RedisServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference.redis.replication, "WAIT_MS", 900)  # a busy machine wakes the replica late
     primary, replica = pair
     assert replica.process
     async with open_async_client(primary.url(), REQUEST) as client:

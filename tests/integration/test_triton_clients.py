@@ -50,6 +50,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with Stack(folder, toml) as running:
         running.start("realtime", "api")
         running.wait_ready()
+        # on a busy machine the first heartbeats after the loading may be late, and the API refuses meanwhile
+        body = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [0, 0, 0]}]}
+        wait_for(lambda: httpx.post(f"{running.url}/v2/models/sum/infer", json=body).status_code != 503, "an answer")
         yield running
 
 

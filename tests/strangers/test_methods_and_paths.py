@@ -125,14 +125,6 @@ async def test_ids_that_clients_resolve_are_told_to_be_posted(it: Deployment) ->
 
 
 TRITON = [
-    ("GET", "/v2/models/delay/stats", "statistics"),
-    ("GET", "/v2/models/delay/versions/1/stats", "statistics"),
-    ("GET", "/v2/models/stats", "statistics"),
-    ("GET", "/v2/models/delay/config", "model configuration"),
-    ("GET", "/v2/models/delay/versions/1/config", "model configuration"),
-    ("POST", "/v2/repository/index", "model repository"),
-    ("POST", "/v2/repository/models/delay/load", "model repository"),
-    ("POST", "/v2/repository/models/delay/unload", "model repository"),
     ("GET", "/v2/trace/setting", "trace"),
     ("POST", "/v2/models/delay/trace/setting", "trace"),
     ("GET", "/v2/logging", "logging"),
@@ -152,6 +144,13 @@ async def test_an_extension_of_triton_is_refused_by_its_name(
     assert (answer.status_code, answer.json()) == (400, {"error": f"the {extension} extension is not supported"})
 
 
-async def test_the_document_promises_no_extension(http: httpx.AsyncClient) -> None:
+@pytest.mark.parametrize("verb", ["load", "unload"])
+async def test_a_model_is_not_loaded_by_request(http: httpx.AsyncClient, verb: str) -> None:
+    answer = await http.post(f"/v2/repository/models/delay/{verb}", content=b"{}")
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith(f"failed to {verb} 'delay', explicit model load / unload is not allowed")
+
+
+async def test_the_document_promises_no_extension_that_is_refused(http: httpx.AsyncClient) -> None:
     paths = (await http.get("/openapi.json")).json()["paths"]
-    assert not {path for path in paths if "stats" in path or "repository" in path}
+    assert not {path for path in paths for name in ("trace", "logging", "sharedmemory", "generate") if name in path}

@@ -139,6 +139,7 @@ class Known:
             ),
             in_thread=in_thread,
             were_ready=self.were_ready,
+            drain=SimpleNamespace(require_none=lambda: None),
         )
         return asyncio.run(readiness(cast("ApiProcess", process), list(models or self.active)))
 
