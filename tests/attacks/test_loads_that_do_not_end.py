@@ -71,6 +71,7 @@ def test_a_realtime_worker_ends_says_why_and_serves_its_other_models_when_it_is_
         assert LIMIT in doctor(stack)
 
 
+@pytest.mark.slow
 def test_a_batch_worker_ends_and_refuses_the_version_when_it_is_started_again(stack: Stack) -> None:
     with stack:
         stack.start("gpu")

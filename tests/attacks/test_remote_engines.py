@@ -159,6 +159,7 @@ def test_an_engine_that_the_settings_list_is_asked(tmp_path: Path, engine: Engin
     assert engine.asked == 4
 
 
+@pytest.mark.slow
 def test_the_process_that_tries_a_version_obeys_the_list_too(tmp_path: Path, engine: Engine) -> None:
     (tmp_path / "m" / "1").mkdir(parents=True)
     with suppress(ModelError):

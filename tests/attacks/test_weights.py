@@ -88,6 +88,7 @@ REQUESTS: list[tuple[str, str, Any, int]] = [
 ]
 
 
+@pytest.mark.slow
 async def test_each_request_counts_its_rows_and_its_bytes(it: Deployment) -> None:  # noqa: F811
     async with rated(it) as http:
         for key, (method, path, body, weight) in zip(NAMES, REQUESTS, strict=False):

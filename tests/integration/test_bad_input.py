@@ -311,7 +311,7 @@ def write_model(folder: Path, kind: str) -> None:
     [
         ("missing", "model", ["model", "not exist"]),
         ("empty", "model", ["model"]),
-        ("corrupt", "model", ["model"]),
+        pytest.param("corrupt", "model", ["model"], marks=pytest.mark.slow),
         pytest.param("keras", "model.keras", ["model.keras is a file", "give the folder"], marks=pytest.mark.slow),
     ],
 )

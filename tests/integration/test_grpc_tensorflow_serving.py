@@ -139,6 +139,7 @@ def test_the_client_of_openvino_model_server_predicts(address: str) -> None:
     assert outputs["same_text"].tolist() == ["ü".encode()]
 
 
+@pytest.mark.slow
 def test_an_input_for_which_the_model_has_a_value_may_be_left_out(stub: Any, stack: Stack) -> None:
     def scaled(**more: Any) -> list[list[float]]:
         request = predict_request("scaled", x=np.float32([[1.0, 2.0]] * 2), **more)

@@ -88,6 +88,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format_", ["onnx", pytest.param("saved_model", marks=pytest.mark.slow)])
 def test_a_single_tensor_gets_settings_and_a_contract_after_a_row_was_scored(folder: Path, format_: str) -> None:
     if format_ == "saved_model":

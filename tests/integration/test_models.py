@@ -206,6 +206,7 @@ def test_inspecting_takes_no_tensorflow_into_this_process(exported: Path, monkey
     assert records[1].fingerprint == here[1].fingerprint
 
 
+@pytest.mark.slow
 def test_inspecting_a_bad_folder_ends_in_one_line(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (models / "mixed" / "1" / "saved_model.pb").write_bytes(b"no protobuf")

@@ -46,6 +46,7 @@ def wait_for_more(stack: Stack, name: str) -> None:
     wait_for(lambda: counts(stack).get(name, 0) > before, f"more {name}", 30)
 
 
+@pytest.mark.slow
 def test_equal_answers_agree_moved_features_are_drift_and_only_other_answers_disagree(stack: Stack) -> None:
     compute(stack, "F1")
     wait_for_more(stack, "batch:agreed")

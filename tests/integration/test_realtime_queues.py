@@ -56,6 +56,7 @@ async def compute(client: httpx.AsyncClient, model: str, timeout_ms: int) -> tup
     return answer, time.monotonic() - began
 
 
+@pytest.mark.slow
 async def test_a_slow_model_with_its_own_queue_does_not_starve_a_fast_one(stack: Stack) -> None:
     async with httpx.AsyncClient(base_url=stack.url, timeout=30) as client:
         job = await client.post("/predictions", json={"model": "slow", "instances": [{"x": 3.0}]})

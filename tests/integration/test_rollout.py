@@ -225,6 +225,7 @@ timeout_ms = 10000
 """
 
 
+@pytest.mark.slow
 def test_a_version_that_crashed_a_worker_at_its_start_is_refused_at_the_next(tmp_path: Path) -> None:
     write_version(tmp_path / "model", 1, DeadlyToLoad(1.0))
 

@@ -100,6 +100,7 @@ def test_the_client_of_tensorflow_serving_predicts(client: Any) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_each_version_is_computed_by_that_version(client: Any) -> None:
     for version in (2, 3):
         answers = client.predict({"x": X}, "dense", model_version=version)

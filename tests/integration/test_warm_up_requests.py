@@ -56,6 +56,7 @@ def load(folder: Path) -> LoadedModel:
     return load_version("m", folder, 1, folder / "1")
 
 
+@pytest.mark.slow
 def test_requests_are_answered_before_the_model_is_served(fussy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_requests(fussy, {"x": np.ones((3, 2), np.float32)}, {"x": np.ones((1, 2), np.float32)}, regress=True)
     assert load(fussy).record.state == "ready"

@@ -24,6 +24,7 @@ def findings(folder: Path) -> tuple[int, dict[str, tuple[str, str]]]:
     return done.returncode, told
 
 
+@pytest.mark.slow
 def test_good_files_pass_without_any_server(folder: Path) -> None:
     code, told = findings(folder)
     assert code == 0, told
@@ -31,7 +32,10 @@ def test_good_files_pass_without_any_server(folder: Path) -> None:
     assert "every column that the model needs" in told["table delay"][1]
 
 
-@pytest.mark.parametrize(("break_it", "check"), [("flights.parquet", "table delay"), ("model", "model delay")])
+@pytest.mark.parametrize(
+    ("break_it", "check"),
+    [pytest.param("flights.parquet", "table delay", marks=pytest.mark.slow), ("model", "model delay")],
+)
 def test_what_is_missing_is_an_error(folder: Path, break_it: str, check: str) -> None:
     (folder / break_it).rename(folder / "away")
     code, told = findings(folder)
