@@ -1,7 +1,7 @@
 """Evaluates the alerting rules of `docker/prometheus` over scrapes of a real deployment, as Prometheus would.
 
-Knows what the rules use: selectors with an offset, `rate` and `increase`, `min`, `max` and `sum`, arithmetic with
-numbers, and comparisons. Anything else raises.
+Knows what the rules and Grafana's panels use: selectors with an offset, `rate`, `increase` and `histogram_quantile`,
+`min`, `max` and `sum`, arithmetic, and comparisons. Anything else raises.
 """
 
 from __future__ import annotations
@@ -113,11 +113,31 @@ def _call(node: Any, scrapes: Scrapes, at: float) -> Vector | float:
     name = node.func.name
     if name == "time":
         return at
+    if name == "histogram_quantile":
+        share, buckets = (_evaluate(one, scrapes, at) for one in node.args)
+        assert isinstance(share, float)
+        assert isinstance(buckets, dict)
+        return _quantiles(share, buckets)
     assert name in ("rate", "increase"), name
     (matrix,) = node.args
     range_s = matrix.range.total_seconds()
     grown = scrapes.increase(matrix.vector_selector, at, range_s)
     return {labels: value / (range_s if name == "rate" else 1.0) for labels, value in grown.items()}
+
+
+def _quantiles(share: float, buckets: Vector) -> Vector:
+    """Return the upper bound of the bucket that holds the quantile, for each group of buckets with any counts."""
+    groups: dict[Labels, list[tuple[float, float]]] = {}
+    for labels, count in buckets.items():
+        bound = float(dict(labels)["le"])
+        groups.setdefault(tuple(pair for pair in labels if pair[0] != "le"), []).append((bound, count))
+    found: Vector = {}
+    for labels, counts in groups.items():
+        counts.sort()
+        whole = counts[-1][1]
+        if whole:
+            found[labels] = next(bound for bound, count in counts if count >= share * whole)
+    return found
 
 
 def _aggregate(node: Any, scrapes: Scrapes, at: float) -> Vector:

@@ -57,12 +57,12 @@ def test_hadolint_has_nothing_to_say_against_the_dockerfile() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_only_the_api_and_flower_are_published_and_on_loopback() -> None:
+def test_only_what_people_and_clients_use_is_published_and_on_loopback() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert set(published) == {"api", "dashboard"}
+    assert set(published) == {"api", "dashboard", "grafana"}
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
     assert COMPOSE["networks"]["inside"] == {"internal": True}
-    assert {name for name, service in SERVICES.items() if service["networks"] != ["inside"]} == {"api", "dashboard"}
+    assert {name for name, service in SERVICES.items() if service["networks"] != ["inside"]} == set(published)
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -72,6 +72,8 @@ def test_every_service_is_locked_and_has_time_to_stop(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["stop_grace_period"]
+    assert service["mem_limit"]
+    assert service["logging"]["options"]["max-size"]
 
 
 def test_every_secret_comes_from_a_file_that_the_script_makes(secrets: Path) -> None:
@@ -81,8 +83,8 @@ def test_every_secret_comes_from_a_file_that_the_script_makes(secrets: Path) -> 
     assert used == set(COMPOSE["secrets"])
 
 
-def test_the_service_for_people_is_not_started_with_the_others() -> None:
-    assert {name for name, service in SERVICES.items() if "profiles" in service} == {"admin"}
+def test_services_that_not_everybody_needs_are_not_started_with_the_others() -> None:
+    assert {name for name, service in SERVICES.items() if "profiles" in service} == {"admin", "grafana"}
     assert SERVICES["admin"]["restart"] == "no"
 
 
@@ -205,7 +207,7 @@ def test_prometheus_loads_the_rules_that_lie_beside_it_and_shows_its_key() -> No
 def test_images_name_no_registry() -> None:
     defaults = re.findall(r"\$\{\w+_IMAGE:-([^}]+)\}", (DOCKER / "compose.yaml").read_text())
     defaults += re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", (DOCKER / "Dockerfile").read_text(), re.MULTILINE)
-    assert len(defaults) == 4
+    assert len(defaults) == 5
     # a first part with a dot or a port would be a host
     assert [image for image in defaults if re.search(r"[.:]", image.split("/")[0]) and "/" in image] == []
 
