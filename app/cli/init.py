@@ -53,6 +53,7 @@ class Options:
         bool, typer.Option("--allow-code", help="Load a model whose loading runs its author's code, such as a pickle.")
     ] = False
     force: Annotated[bool, typer.Option("--force", help="Replace files that are already there.")] = False
+    add: Annotated[bool, typer.Option("--add", help="Add the model to a forecache.toml that is already there.")] = False
 
 
 @with_options(get_type_hints(Options, include_extras=True), {each.name: each.default for each in fields(Options)})
@@ -63,8 +64,8 @@ def init(
 ) -> None:
     """Look at your model and table, score one row, and write a forecache.toml.
 
-    On a terminal it asks for missing values. It writes nothing unless the row could be scored, and replaces no
-    existing file without --force.
+    On a terminal it asks for missing values. It writes nothing unless the row could be scored, and changes no existing
+    file without --add or --force.
     """
     from app.cli.onboarding import Onboarding
 

@@ -84,7 +84,7 @@ class Onboarding:
         """
         options, need = self._options, self._asker.need
         _check_schedule(options.schedule)
-        target = SettingsTarget.find(settings_file(), force=options.force)
+        target = SettingsTarget.find(settings_file(), force=options.force, add=options.add)
         what = "folder of the model (or of its versions 1/, 2/, …), or its file"
         path = need("--model", what, options.model, files.check_model)
         name = _model_name(options.name, path)
@@ -337,22 +337,24 @@ def _write(target: SettingsTarget, proposed: Proposal, contract: Mapping[Path, s
         BadInput: a file cannot be written; nothing has changed.
     """
     final = {place: _at_home(place, folder) for place in contract}
-    if not target.may_write(proposed.model):
+    block = proposal.render_model(proposed)
+    new_text = target.text_with(proposed.model, block, proposal.render_settings(proposed))
+    if new_text is None:
         if folder.file:
             home = shlex.quote(str(folder.home / "1"))
             typer.echo(f"\n# {folder.home}:\nmkdir -p {home} && cp {shlex.quote(str(folder.file))} {home}/")
         for place, text in contract.items():
             typer.echo(f"\n# {final[place]}:\n{text}", nl=False)
-        typer.echo(f"\n# {target.file}:\n{proposal.render_model(proposed)}")
+        typer.echo(f"\n# {target.file}:\n{block}")
         what = "the text above into these files" if contract or folder.file else "the block above into it"
-        raise Conflict(f"{target.file} is already there, so nothing was written: paste {what}")
+        raise Conflict(f"{target.file} is already there, so nothing was written: paste {what}, or give --add")
     beside: dict[Path, str] = {}
     if folder.file:  # the folder is still a copy that nobody else reads
         for place, text in contract.items():
             place.write_text(text, encoding="utf-8")
     else:
         beside.update(contract)
-    with files.staged({**beside, target.file: proposal.render_settings(proposed)}) as new:
+    with files.staged({**beside, target.file: new_text}) as new:
         settings = load_settings(new.files[target.file])
         folder.settle()
         new.commit()

@@ -120,14 +120,18 @@ def _copy(file: Path, place: Path) -> None:
 
 @dataclass(frozen=True)
 class SettingsTarget:
-    """The settings file to write. `holds`: its present content, None if there is no such file."""
+    """The settings file to write. `holds`: its present content, None if there is no such file.
+
+    `force`: it may be replaced. `add`: a model may be added to it.
+    """
 
     file: Path
     holds: dict[str, Any] | None
     force: bool
+    add: bool = False
 
     @classmethod
-    def find(cls, file: Path, *, force: bool) -> SettingsTarget:
+    def find(cls, file: Path, *, force: bool, add: bool = False) -> SettingsTarget:
         """Read the file, if it exists.
 
         Raises:
@@ -135,9 +139,9 @@ class SettingsTarget:
             BadInput: it does not exist, and its folder cannot be written.
         """
         if file.exists():
-            return cls(file, read_toml(file), force)
+            return cls(file, read_toml(file), force, add)
         check_writable(file.parent)
-        return cls(file, None, force)
+        return cls(file, None, force, add)
 
     @property
     def root(self) -> Path:
@@ -157,9 +161,16 @@ class SettingsTarget:
         if not self.force:
             raise Conflict(f"{self.file} already sets up [models.{name}]: --force replaces it")
 
-    def may_write(self, name: str) -> bool:
-        """Tell whether the whole file may be written; if not, the user pastes a block into it."""
-        return self.holds is None or (self.force and self._holds_only(name))
+    def text_with(self, name: str, block: str, whole: str) -> str | None:
+        """Return the file's new text with a model's block in it, None if the user has to paste the block.
+
+        `whole`: the text of a file for this model alone.
+        """
+        if self.holds is None or (self.force and self._holds_only(name)):
+            return whole
+        if self.add and name not in self._models():
+            return f"{self.file.read_text(encoding='utf-8').rstrip()}\n\n{block}"
+        return None
 
     def _models(self) -> dict[str, Any]:
         models = (self.holds or {}).get("models", {})

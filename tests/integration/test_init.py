@@ -16,7 +16,7 @@ import pytest
 
 from app.cli.init import Asker, Options
 from app.cli.onboarding import Onboarding
-from inference.errors import Conflict, ForecacheError
+from inference.errors import Conflict, ForecacheError, SettingsError
 from inference.models import VersionRecord, inspect_versions
 from inference.onboarding.trial import try_row
 from inference.settings import Settings, load_settings
@@ -157,6 +157,23 @@ def test_beside_other_models_the_block_to_paste_is_printed(folder: Path, capsys:
     (folder / "models/clicks/features.json").write_text(contract)
     (folder / "forecache.toml").write_text('[models.price]\npath = "models/price"\n' + block)
     assert set(load_settings().models) == {"clicks", "price"}
+
+
+def test_a_second_model_is_added_when_told_so(folder: Path) -> None:
+    before = '# mine\n[api]\nport = 9000\n\n[models.price]\npath = "models/price"\n'
+    (folder / "forecache.toml").write_text(before)
+    init("models/clicks", "users.parquet", "user_id", add=True)
+    settings = load_settings()
+    assert (set(settings.models), settings.api.port) == ({"clicks", "price"}, 9000)
+    assert (folder / "forecache.toml").read_text().startswith(before)
+
+
+def test_a_file_to_which_no_table_can_be_added_stays_as_it_is(folder: Path) -> None:
+    (folder / "forecache.toml").write_text('models = { price = { path = "models/price" } }\n')
+    before = contents(folder)
+    with pytest.raises(SettingsError):
+        init("models/clicks", "users.parquet", "user_id", add=True)
+    assert contents(folder) == before
 
 
 def test_a_contract_that_is_already_there_is_used(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

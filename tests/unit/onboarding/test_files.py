@@ -59,25 +59,35 @@ def test_when_the_second_file_cannot_be_placed_the_first_is_put_back(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("text", "force", "may_write"),
+    ("text", "force", "written"),
     [
-        (None, False, True),
-        ("", False, False),
-        ("", True, True),
-        (MINE, True, True),
-        ("[api]\nport = 1\n", True, False),
-        ('[models.other]\npath = "m"\n', True, False),
+        (None, False, "whole"),
+        ("", False, None),
+        ("", True, "whole"),
+        (MINE, True, "whole"),
+        ("[api]\nport = 1\n", True, None),
+        ('[models.other]\npath = "m"\n', True, None),
     ],
 )
 def test_a_file_that_holds_anything_else_is_never_replaced(
-    tmp_path: Path, text: str | None, force: bool, may_write: bool
+    tmp_path: Path, text: str | None, force: bool, written: str | None
 ) -> None:
     file = tmp_path / "forecache.toml"
     if text is not None:
         file.write_text(text)
     target = SettingsTarget.find(file, force=force)
     target.check_model("delay")
-    assert target.may_write("delay") is may_write
+    assert target.text_with("delay", "block", "whole") == written
+
+
+def test_a_model_is_added_to_a_file_only_when_told_so_and_only_once(tmp_path: Path) -> None:
+    file = tmp_path / "forecache.toml"
+    file.write_text("[api]\nport = 1\n\n\n")
+    assert SettingsTarget.find(file, force=False, add=True).text_with("delay", "block", "whole") == (
+        "[api]\nport = 1\n\nblock"
+    )
+    file.write_text(MINE)
+    assert SettingsTarget.find(file, force=False, add=True).text_with("delay", "block", "whole") is None
 
 
 @pytest.mark.parametrize(
