@@ -131,10 +131,11 @@ def usable(
     return Wanted(rows.usable(), positions[good], as_of[good])
 
 
-def unknown_entity(model: str, entity_id: str) -> UnknownEntity:
-    """Return the error for an entity that nobody knows."""
+def unknown_entity(model: str, entity_id: str, *, before_first_run: bool = False) -> UnknownEntity:
+    """Return the error for an entity that nobody knows. `before_first_run`: no run of the model was published yet."""
+    run = f", and no run was published yet (`forecache batch run {model}` scores the table)" if before_first_run else ""
     return UnknownEntity(
-        f"model {model!r} knows no entity {quoted(entity_id)}: its features were never loaded", field="entity_id"
+        f"model {model!r} knows no entity {quoted(entity_id)}: its features were never loaded{run}", field="entity_id"
     )
 
 

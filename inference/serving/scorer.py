@@ -78,6 +78,8 @@ class RealtimeScorer:
         self._fallback = fallback
         self._sample = sample
         self._clock_measured: tuple[float, float] | None = None
+        #: models of which a run was published
+        self._published: set[str] = set()
         self._defects = Failures(__name__, "request")
         self._after = Failures(__name__, "prediction.keep")
 
@@ -111,7 +113,7 @@ class RealtimeScorer:
                 work = Work(model, of_model, loaded, entity_ids, answers, now)
                 if not recompute and not overrides:
                     positions = self._answer_recent(work, positions)
-                wanted = work.judge(self._gather(work, positions, overrides), positions)
+                wanted = work.judge(self._gather(work, positions, overrides), positions, self._before_first_run)
                 outputs, done = compute(loaded, wanted, answers)
                 if not overrides:
                     if answers.doubtful:  # an answer made from defaults in an outage is not stored
@@ -167,7 +169,7 @@ class RealtimeScorer:
                 work = Work(model, of_model, loaded, entity_ids, answers, now)
                 gathered = self._gather(work, [0], None)
                 explanation = explain(gathered, loaded.vectoriser.contract, now, hash_of=partial(_hash_of, loaded))
-                wanted = work.judge(gathered, [0])
+                wanted = work.judge(gathered, [0], self._before_first_run)
                 if predict:
                     outputs, done = compute(loaded, wanted, answers)
                     if not answers.doubtful:
@@ -233,6 +235,15 @@ class RealtimeScorer:
                 keep_s=work.of_model.realtime.keep,
             )
 
+    def _before_first_run(self, work: Work) -> bool:
+        """Tell whether the model has a table, and no run of it was ever published."""
+        if work.of_model.features is None or work.model in self._published:
+            return False
+        if self._predictions(work.model).pointer().current is None:
+            return True
+        self._published.add(work.model)
+        return False
+
     def _remember_one(self, work: Work, wanted: Wanted, kept: Wanted) -> None:
         """Sample an answer and its inputs now and then, for the parity check."""
         if self._sample is None or not len(kept.positions) or not self._sample.wants(work.model):
@@ -264,15 +275,17 @@ class Work:
         """Return the ids at positions of the request."""
         return [self.entity_ids[position] for position in positions]
 
-    def judge(self, gathered: Gathered, positions: Sequence[int]) -> Wanted:
+    def judge(self, gathered: Gathered, positions: Sequence[int], before_first_run: Callable[[Work], bool]) -> Wanted:
         """Return the gathered rows that can be computed; the other rows get errors."""
         answers = self.answers
         wanted = usable(gathered.rows, np.array(positions, dtype=np.intp), gathered.as_of, answers)
         made_up = self.of_model.realtime.unknown_entity == "defaults"
         # without a default for some feature, the entity stays unknown
         unknown = ~gathered.known & (gathered.rows.rejected if made_up else True)
+        is_new = bool(unknown.any()) and before_first_run(self)
         for row in np.flatnonzero(unknown).tolist():
-            answers.errors[positions[row]] = unknown_entity(self.model, self.entity_ids[positions[row]])
+            entity_id = self.entity_ids[positions[row]]
+            answers.errors[positions[row]] = unknown_entity(self.model, entity_id, before_first_run=is_new)
         for row in np.flatnonzero(gathered.doubtful).tolist():
             position = positions[row]
             answers.doubtful.add(position)

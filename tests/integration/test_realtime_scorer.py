@@ -102,7 +102,12 @@ class Worker:
     def __init__(self, client: Client, *, default: float | None = None, outputs: tuple[TensorSpec, ...] = ONE,
                  fallback: Knows | None = None, parity: bool = False, **realtime: Any) -> None:  # fmt: skip
         contract = FeatureContract((Feature("x", DType.FLOAT32, default=default),))
-        own = {"path": "m", "realtime": realtime, "parity": {"every": "1h", "sample": 2} if parity else {}}
+        own = {
+            "path": "m",
+            "features": "t.parquet",
+            "realtime": realtime,
+            "parity": {"every": "1h", "sample": 2} if parity else {},
+        }
         self.settings = Settings.model_validate({"models": {"m": own}})
         self.client, self.fields = client, contract.stored_fields
         self.predictions, self.features = (
@@ -174,6 +179,21 @@ def test_each_row_is_answered_or_says_why_and_only_good_ones_are_kept(worker: Ca
     assert entry.computed_at == result["computed_at"]
     [key] = [key for key in it.client.keys("t:p:m:o:*") if key.endswith(b":b")]
     assert 3590 < it.client.ttl(key) <= 3600
+
+
+def test_before_the_first_run_an_unknown_entity_is_told_so(worker: Callable[..., Worker]) -> None:
+    it = worker()
+
+    def words() -> str:
+        [item] = it.scorer.predict_entities("m", ["nobody"])["predictions"]
+        assert item["error"]["code"] == "unknown-entity"
+        return str(item["error"]["message"])
+
+    assert "no run was published yet (`forecache batch run m` scores the table)" in words()
+    generations = it.predictions.generations
+    manifest = generations.begin(ONE, rows_expected=1, model_version=1, contract_hash="h", keep_s=3600)
+    generations.publish(manifest.number)
+    assert words().endswith("its features were never loaded")
 
 
 def test_without_a_model_the_only_one_is_meant_and_another_is_unknown(worker: Callable[..., Worker]) -> None:
