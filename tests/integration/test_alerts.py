@@ -206,7 +206,7 @@ def test_hit_rate_dropped(stack: Stack) -> None:
             ask(stack, f"F{number % ROWS}")
 
     hits(200)
-    wait_for(lambda: "forecache_hit_ratio" in (metrics(stack) or ""), "the hit rate", 30)
+    wait_for(lambda: "forecache_hit_ratio{" in (metrics(stack) or ""), "the hit rate", 30)
     yesterday = scraped(stack, DAY_S)
     for number in range(100):
         ask(stack, f"F{number}", **FRESH)
