@@ -15,6 +15,7 @@ from celery.schedules import BaseSchedule, schedstate
 from celery.signals import setup_logging
 
 from inference.batch.schedule import slot_after
+from inference.errors import SettingsError
 from inference.logs import configure_logging, get_logger
 from inference.settings import Settings, load_settings
 from tasks.dispatch.sender import CONFIRMED, make_sending_app
@@ -130,7 +131,11 @@ def make_beat(settings: Settings) -> Any:
     )
 
 
-_settings = load_settings()
+try:
+    _settings = load_settings()
+except SettingsError as error:
+    # one line, also where celery imports this module
+    raise SystemExit(error.message) from error
 celery_app = make_beat(_settings)
 
 

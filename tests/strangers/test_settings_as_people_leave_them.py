@@ -17,6 +17,8 @@ from inference.features import Feature, FeatureContract
 from inference.schema import DType
 from inference.settings import ApiSettings, load_settings
 from inference.settings.loading import find_embedded_redis
+from tests.support.stack import child_environment
+from tests.support.warm_start import run_python
 
 MODEL = '[models.m]\npath = "models/m"\n'
 
@@ -195,3 +197,10 @@ def test_a_host_that_is_none_is_told_apart_from_a_port_that_is_taken() -> None:
     api = ApiSettings(host="192.0.2.1", allow_remote=True)  # of documentation: no machine has it
     with pytest.raises(SettingsError, match=r"cannot be used \(.*\): correct \[api\] host"):
         listen(api)
+
+
+def test_beat_says_in_one_line_what_is_wrong_with_the_settings(tmp_path: Path) -> None:
+    Path("forecache.toml").write_text("modls = 1\n")
+    done = run_python(["-P", "-m", "beat_schedule"], cwd=tmp_path, env=child_environment(), timeout_s=60)
+    assert done.returncode == 1
+    assert done.stderr == "forecache.toml: unknown setting 'modls'; did you mean 'models'?\n"
