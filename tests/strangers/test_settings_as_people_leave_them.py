@@ -201,6 +201,6 @@ def test_a_host_that_is_none_is_told_apart_from_a_port_that_is_taken() -> None:
 
 def test_beat_says_in_one_line_what_is_wrong_with_the_settings(tmp_path: Path) -> None:
     Path("forecache.toml").write_text("modls = 1\n")
-    done = run_python(["-P", "-m", "beat_schedule"], cwd=tmp_path, env=child_environment(), timeout_s=60)
+    done = run_python(["-m", "beat_schedule"], cwd=tmp_path, env=child_environment(), timeout_s=60)
     assert done.returncode == 1
     assert done.stderr == "forecache.toml: unknown setting 'modls'; did you mean 'models'?\n"
