@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from forecache.answers import Failed, HitRate, Prediction, Predictions, Run, Update, item_of
 from forecache.calls import Caller, Steps
-from forecache.errors import BadRequest, Conflict, ForecacheError, ServerFailed, Unavailable, error_of
+from forecache.errors import BadRequest, Conflict, ForecacheError, Unavailable, error_of
 from forecache.inputs import body_of, entity_id_of, entity_ids_of, index_of, instances_of, instant_of, parts_of
 
 #: rows of one request for predictions and updates, and of one job
@@ -220,4 +220,4 @@ def result_of(job_id: str, answer: Mapping[str, Any]) -> Predictions:
 
 def is_worth_waiting(error: ForecacheError) -> bool:
     """Return whether a question for a job's state should be asked again after this error."""
-    return isinstance(error, Unavailable) and not isinstance(error, ServerFailed)
+    return isinstance(error, Unavailable)

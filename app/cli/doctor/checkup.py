@@ -104,7 +104,7 @@ class Checkup:
         checks[Check.REDIS, "Sentinels"] = lambda: check_sentinels(self._settings)
         checks[Check.WORKERS, "queues"] = self._queues
         if not self._settings.models:
-            checks[Check.MODEL, "models"] = _no_models
+            checks[Check.MODEL, "models"] = no_models
         for name, model in self._settings.models.items():
             checks[Check.MODEL, name] = partial(self._model, name, model)
             checks[Check.TABLE, name] = partial(self._table, name, model)
@@ -202,5 +202,6 @@ class Checkup:
         return {queue: presence.roster(queue) for queue in self._settings.queues}
 
 
-def _no_models() -> list[Finding]:
+def no_models() -> list[Finding]:
+    """Return the finding about settings without a model."""
     return [error(Check.MODEL, "models", "none is configured", "add a [models.NAME] section to forecache.toml")]

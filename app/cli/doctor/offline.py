@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from app.cli.doctor.checkup import CheckName, Findings, run_checks
+from app.cli.doctor.checkup import CheckName, Findings, no_models, run_checks
 from app.cli.doctor.findings import Check, Finding, error
 from app.cli.doctor.machine import check_environment, check_versions
 from app.cli.doctor.models import check_folders
@@ -26,8 +26,7 @@ def check_files(settings: Settings) -> list[Finding]:
     for name, model in settings.models.items():
         checks[Check.MODEL, name] = partial(_model_and_table, settings, name, model)
     if not settings.models:
-        fix = "add a [models.NAME] section to forecache.toml"
-        checks[Check.MODEL, "models"] = lambda: [error(Check.MODEL, "models", "none is configured", fix)]
+        checks[Check.MODEL, "models"] = no_models
     findings = run_checks(checks, settings.workers.load_timeout + _BESIDE_LOADING_S)
     order = list(Check)
     return sorted(findings, key=lambda finding: order.index(finding.check))
