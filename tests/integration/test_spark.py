@@ -75,7 +75,15 @@ def rig(cluster: SparkCluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 def _drivers(rig: Rig) -> list[psutil.Process]:
     children = psutil.Process(rig.stack.processes["maintenance"].pid).children()
-    return [child for child in children if "inference.engines.driver" in child.cmdline()]
+    return [child for child in children if "inference.engines.driver" in _command(child)]
+
+
+def _command(process: psutil.Process) -> str:
+    """Return the arguments of a process; none once it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def test_an_executor_and_a_worker_machine_killed_in_mid_run_cost_no_prediction(rig: Rig, cluster: SparkCluster) -> None:
@@ -103,7 +111,7 @@ def test_a_driver_that_is_killed_is_started_again_and_its_secrets_stand_in_no_ar
     drivers = _drivers(rig)
     assert len(drivers) == 1
     family = [*drivers, *drivers[0].children(recursive=True)]
-    assert not [one for one in family if rig.stack.settings.cache_url in " ".join(one.cmdline())]
+    assert not [one for one in family if rig.stack.settings.cache_url in _command(one)]
     drivers[0].kill()
 
     rig.assert_published(run_id, _ROWS, offset=200_000)
