@@ -288,5 +288,6 @@ async def get_hit_rate(
 ) -> Response:
     """Return the outcomes of a model's requests, for all minutes that the last `window_s` seconds touch."""
     name, _ = process.settings.model(model)
-    counts = await process.in_thread(lambda: process.deployment.hits.read(name, window_s))
-    return JsonResponse({"model": name, "window_s": window_s, **counts.to_json()})
+    found = await process.in_thread(lambda: process.deployment.hits.statistics(name, window_s))
+    counts = found.counts.to_json() | {"versions": found.versions_json()}
+    return JsonResponse({"model": name, "window_s": window_s, **counts})

@@ -278,17 +278,32 @@ class JobBody(BaseModel):
     error: Problem | None = None
 
 
-class HitRateBody(BaseModel):
-    """Outcomes of the requests of the last `window_s` seconds; `hit_rate` is null if there were none.
+class HitCountsBody(BaseModel):
+    """Outcomes of requests; `hit_rate` is null if there were none.
 
     `total`: the sum of all outcomes except `unknown` (404), which is the divisor of the hit rate.
     """
 
-    model: str
-    window_s: int
     total: int
     hit_rate: float | None
     outcomes: dict[str, int]
+
+
+class VersionCountsBody(HitCountsBody):
+    """Outcomes of the answers that one model version computed."""
+
+    version: int
+
+
+class HitRateBody(HitCountsBody):
+    """Outcomes of the requests of the last `window_s` seconds, and of the answers of each model version.
+
+    Errors and defaults are of no version.
+    """
+
+    model: str
+    window_s: int
+    versions: list[VersionCountsBody]
 
 
 class JsonResponse(Response):

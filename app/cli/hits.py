@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,42 +12,44 @@ from app.cli.output import AsJson, print_json, print_rows
 from inference.errors import SettingsError
 from inference.outcomes import Outcome
 
+if TYPE_CHECKING:
+    from inference.monitoring.statistics import HitCounts
+
 
 def hits(
     model: AnyModel = None,
     window: Annotated[str, typer.Option(metavar="DURATION", help="How far back to look: 5m, 1h, 24h, …")] = "1h",
     as_json: AsJson = False,
 ) -> None:
-    """Print the hit rate, the outcomes of requests, and the results of fallbacks and parity checks."""
+    """Print the hit rate, the outcomes of requests by model and version, and of fallbacks and parity checks."""
     from inference.features.fallbacks import FallbackOutcome
     from inference.monitoring.counters import FALLBACKS, PARITY, ParityResult
     from inference.monitoring.statistics import Statistics
 
     window_s = window_seconds(window)
     with open_deployment() as deployment:
-        counts, workers = {}, {}
+        found, workers = {}, {}
         for name in models_of(model, deployment.settings):
             fields = deployment.hits.fields(name, window_s)
-            counts[name] = Statistics.of(fields).counts
+            found[name] = Statistics.of(fields)
             workers[name] = {"fallbacks": _by_name(fields, FALLBACKS), "parity": _by_name(fields, PARITY)}
     if as_json:
         data = [
-            {"model": name, "window_s": window_s, **each.to_json(), **workers[name]} for name, each in counts.items()
+            {"model": name, "window_s": window_s, **each.counts.to_json(), "versions": each.versions_json()}
+            | workers[name]
+            for name, each in found.items()
         ]
         print_json(data)
         return
+    outcomes = [outcome.value for outcome in Outcome]
     print_rows(
-        ("model", "total", "hit_rate", *(outcome.value for outcome in Outcome)),
-        [
-            (
-                name,
-                each.total,
-                None if each.hit_rate is None else f"{each.hit_rate:.1%}",
-                *each.to_json()["outcomes"].values(),
-            )
-            for name, each in counts.items()
-        ],
+        ("model", "total", "hit_rate", *outcomes), [(name, *_cells(each.counts)) for name, each in found.items()]
     )
+    versions = [
+        (name, version, *_cells(counts)) for name, each in found.items() for version, counts in each.versions.items()
+    ]
+    if versions:
+        print_rows(("model", "version", "total", "hit_rate", *outcomes), versions)
     fallbacks = [
         (name, fallback, *(results.get(outcome, 0) for outcome in FallbackOutcome))
         for name, counted_by in workers.items()
@@ -62,6 +64,11 @@ def hits(
     ]
     if parity:
         print_rows(("model", "parity_of", *ParityResult), parity)
+
+
+def _cells(counts: HitCounts) -> list[Any]:
+    rate = None if counts.hit_rate is None else f"{counts.hit_rate:.1%}"
+    return [counts.total, rate, *counts.to_json()["outcomes"].values()]
 
 
 def _by_name(fields: Mapping[str, int], kind: str) -> dict[str, dict[str, int]]:

@@ -129,14 +129,31 @@ class HitRecorder:
         self._keys = keys
         self._clock = clock
         self._counts = _empty_counts()
+        #: model → (version, outcome) → count: these are added to `_counts` only when they are flushed
+        self._of_versions: defaultdict[str, defaultdict[tuple[int, str], int]] = defaultdict(lambda: defaultdict(int))
         self._asked: defaultdict[str, list[str]] = defaultdict(list)
         self._not_logged = 0
         self._accesses = AccessLog(client, keys, models, clock)
 
-    def record(self, model: str, outcome: Outcome, count: int = 1, *, age_s: float | None = None) -> None:
-        """Add `count` to an outcome. `age_s`: age of the features behind the answer; None for a default."""
+    def record(
+        self,
+        model: str,
+        outcome: Outcome,
+        count: int = 1,
+        *,
+        age_s: float | None = None,
+        version: int | None = None,
+    ) -> None:
+        """Add `count` to an outcome. `age_s`: age of the features behind the answer; None for a default.
+
+        `version`: the model version that computed the answer; None if none did.
+        """
         counts = self._counts[model]
-        counts[outcome._value_] += count  # `value` is a property, which is slower, and every request comes here
+        # `value` is a property, which is slower, and every request comes here
+        if version is None:
+            counts[outcome._value_] += count
+        else:
+            self._of_versions[model][version, outcome._value_] += count
         if age_s is not None:
             AGE.add(counts, age_s, count)
 
@@ -202,6 +219,11 @@ class HitRecorder:
 
     def _take_whole(self) -> dict[str, dict[str, int]]:
         """Take the counts out of memory as whole numbers. A sum's fraction stays for the next time."""
+        for model, of_model in self._of_versions.items():
+            for (version, outcome), answers in of_model.items():
+                self._counts[model][outcome] += answers
+                self._counts[model][f"{VERSIONS}:{version}:{outcome}"] += answers
+            of_model.clear()
         counted, self._counts = self._counts, _empty_counts()
         whole: dict[str, dict[str, int]] = {}
         for model, counts in counted.items():
@@ -266,6 +288,8 @@ class RecorderThread:
 
 #: prefix of the fields that count fallbacks' answers; NAME:OUTCOME follows
 FALLBACKS = "fallback"
+#: prefix of the fields that count the answers of a model version; VERSION:OUTCOME follows
+VERSIONS = "version"
 #: prefix of the fields that count parity results; PATH:RESULT follows
 PARITY = "parity"
 #: prefix of the fields that count requests for tensors; VERSION:NAME follows

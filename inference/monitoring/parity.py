@@ -92,11 +92,16 @@ class Parity:
         entries = predictions.read_generation(ids, number)
         stored = [None if entry is None else prediction_of(entry.values) for entry in entries]
         given = Given(ids, vector_hashes(loaded.vectoriser.inputs(_features(loaded, rows.features))), stored)
-        gatherer = FeatureGatherer(self.table(TableKind.FEATURES, model), loaded.vectoriser, self.fallback(model))
+        gatherer = self._gatherer(model, loaded)
         gathered = gatherer.gather(ids, now=run.created_at)
         # rows per call as in a request's micro-batch; a run takes thousands
         size = self.settings.models[model].realtime.max_micro_batch
         return _compared(model, loaded, given, gathered.rows.block, gathered.rows.rejected, size)
+
+    def _gatherer(self, model: str, loaded: LoadedModel) -> FeatureGatherer:
+        table = self.table(TableKind.FEATURES, self.settings.features_owner(model))
+        written_by = self.host().written_by(model)
+        return FeatureGatherer(table, loaded.vectoriser, self.fallback(model), written_by=written_by)
 
     def _rows_of(self, run: RunRecord, loaded: LoadedModel) -> PreparedRows | None:
         """Return some rows of a run's table, prepared as the run prepared them."""
@@ -131,7 +136,7 @@ class Parity:
         return results
 
     def _recomputed(self, model: str, loaded: LoadedModel, answers: Sequence[SampledAnswer]) -> list[ParityResult]:
-        gatherer = FeatureGatherer(self.table(TableKind.FEATURES, model), loaded.vectoriser, self.fallback(model))
+        gatherer = self._gatherer(model, loaded)
         blocks, rejected = [], []
         for answer in answers:  # each at its own instant
             gathered = gatherer.gather([answer.entity_id], now=answer.at)

@@ -15,7 +15,15 @@ from typing import Any
 from inference.clock import Clock, system_clock
 from inference.monitoring.access_sample import AccessSample
 from inference.monitoring.asked_filters import DAY_S
-from inference.monitoring.counters import AGE, HIT_LATENCY, MICRO_BATCH, MISS_LATENCY, Histogram
+from inference.monitoring.counters import (
+    AGE,
+    HIT_LATENCY,
+    MICRO_BATCH,
+    MISS_LATENCY,
+    VERSIONS,
+    Histogram,
+    counted,
+)
 from inference.outcomes import Outcome
 from inference.redis.clients import Client
 from inference.redis.keys import Keys
@@ -54,9 +62,10 @@ class HitCounts:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Everything counted in one window."""
+    """Everything counted in one window. `versions`: the outcomes of the answers of each model version, oldest first."""
 
     counts: HitCounts
+    versions: Mapping[int, HitCounts]
     hit_latency: Histogram
     miss_latency: Histogram
     age: Histogram
@@ -67,6 +76,7 @@ class Statistics:
         """Return the statistics of summed fields of minute hashes."""
         return cls(
             HitCounts({outcome: fields.get(outcome.value, 0) for outcome in Outcome}),
+            _by_version(fields),
             HIT_LATENCY.histogram(fields),
             MISS_LATENCY.histogram(fields),
             AGE.histogram(fields),
@@ -76,15 +86,32 @@ class Statistics:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values: those of `HitCounts`, and quantiles; None where nothing was counted.
 
-        `hit_latency_s`, `miss_latency_s` and `age_s` in seconds, `micro_batch_rows` in rows.
+        `hit_latency_s`, `miss_latency_s` and `age_s` in seconds, `micro_batch_rows` in rows. `versions`: a list of
+        `version` and its `HitCounts`.
         """
         return {
             **self.counts.to_json(),
+            "versions": self.versions_json(),
             "hit_latency_s": _quantiles(self.hit_latency),
             "miss_latency_s": _quantiles(self.miss_latency),
             "age_s": _quantiles(self.age),
             "micro_batch_rows": _quantiles(self.micro_batch),
         }
+
+    def versions_json(self) -> list[dict[str, Any]]:
+        """Return plain JSON values: the `version` and the `HitCounts` of each, oldest first."""
+        return [{"version": version, **counts.to_json()} for version, counts in self.versions.items()]
+
+
+def _by_version(fields: Mapping[str, int]) -> dict[int, HitCounts]:
+    found: dict[int, dict[Outcome, int]] = {}
+    for (version, outcome), count in counted(fields, VERSIONS).items():
+        if version.isdecimal() and outcome in _OUTCOMES:
+            found.setdefault(int(version), {})[Outcome(outcome)] = count
+    return {version: HitCounts(found[version]) for version in sorted(found)}
+
+
+_OUTCOMES = frozenset(Outcome)
 
 
 def _quantiles(histogram: Histogram) -> dict[str, float | None]:

@@ -28,8 +28,19 @@ from inference.settings import Settings
 class OutcomeRecorder(Protocol):
     """Counts the outcomes of requests; never blocks and never fails."""
 
-    def record(self, model: str, outcome: Outcome, count: int = 1, *, age_s: float | None = None) -> None:
-        """Add `count` to an outcome. `age_s`: age of the features behind the answer; None for a default."""
+    def record(
+        self,
+        model: str,
+        outcome: Outcome,
+        count: int = 1,
+        *,
+        age_s: float | None = None,
+        version: int | None = None,
+    ) -> None:
+        """Add `count` to an outcome. `age_s`: age of the features behind the answer; None for a default.
+
+        `version`: the model version that computed the answer; None if none did.
+        """
 
     def record_asked(self, model: str, entity_ids: Sequence[str]) -> None:
         """Remember the entities that were answered."""
@@ -239,7 +250,7 @@ class PredictionService:
                 self._count_tensors(model, call.version or 0, started, rows=rows, calls=0)
             raise
         # the features come from the request, so they are new
-        self._hits.record(model, Outcome.COMPUTED, rows, age_s=0.0)
+        self._hits.record(model, Outcome.COMPUTED, rows, age_s=0.0, version=outputs.version)
         self._count_tensors(model, outputs.version, started, rows=rows, calls=outputs.calls)
         return outputs
 
@@ -287,7 +298,8 @@ class PredictionService:
         for answer in answers:
             if isinstance(answer, Answer):
                 outcome, as_of = answer.outcome, answer.as_of
-                record(model, outcome, 1, age_s=None if as_of is None else now - as_of)
+                age_s = None if as_of is None else now - as_of
+                record(model, outcome, 1, age_s=age_s, version=answer.model_version)
                 hits += outcome.is_hit
             elif _is_clients_mistake(answer, brought=brought):
                 continue

@@ -68,6 +68,21 @@ async def test_two_processes_add_up_and_old_minutes_leave_the_window(
     assert windows.read("unheard-of", 180).hit_rate is None
 
 
+async def test_answers_are_counted_by_the_version_that_computed_them(
+    recorder: HitRecorder, redis_client: Client, clock: Clock
+) -> None:
+    recorder.record("delay", Outcome.HIT_BATCH, 3, version=7)
+    recorder.record("delay", Outcome.COMPUTED, 1, version=8)
+    recorder.record("delay", Outcome.SHED)
+    await recorder.flush()
+    recorder.record("delay", Outcome.COMPUTED, 1, version=7)
+    await recorder.flush()
+    told = HitWindows(redis_client, KEYS, clock).statistics("delay", 60)
+    assert told.counts.total == 6
+    assert {version: (of.total, of.hit_rate) for version, of in told.versions.items()} == {7: (4, 0.75), 8: (1, 0.0)}
+    assert [one["version"] for one in told.to_json()["versions"]] == [7, 8]
+
+
 async def test_counters_expire_after_the_longest_window(recorder: HitRecorder, redis_client: Client) -> None:
     recorder.record("delay", Outcome.COMPUTED)
     await recorder.flush()

@@ -107,13 +107,23 @@ class FakeRecorder:
     def __init__(self) -> None:
         self.counts: Counter[Outcome] = Counter()
         self.ages_s: list[float | None] = []
+        self.versions: Counter[int | None] = Counter()
         self.latencies: list[tuple[bool, float]] = []
         self.asked: list[str] = []
         #: version, rows and calls of each request for tensors
         self.tensors: list[tuple[int, int, int]] = []
 
-    def record(self, model: str, outcome: Outcome, count: int = 1, *, age_s: float | None = None) -> None:
+    def record(
+        self,
+        model: str,
+        outcome: Outcome,
+        count: int = 1,
+        *,
+        age_s: float | None = None,
+        version: int | None = None,
+    ) -> None:
         self.counts[outcome] += count
+        self.versions[version] += count
         self.ages_s.append(age_s)
 
     def record_asked(self, model: str, entity_ids: Iterable[str]) -> None:
