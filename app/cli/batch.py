@@ -17,6 +17,7 @@ from app.cli.output import AsJson, cell_text, note, print_fields, print_json, pr
 if TYPE_CHECKING:
     from inference.batch import RunDetails, Runs, RunState, RunView, Serving
     from inference.deployment import Deployment
+    from inference.store import Pointer
 
 #: what to do about a run in a state
 _LOOKED_AT = {
@@ -98,17 +99,26 @@ def list_runs(
     model: Annotated[str | None, typer.Argument(help="By default all models.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the latest runs, newest first."""
+    """Print the latest runs, newest first, with their generations and which of them serves."""
     with open_deployment() as deployment:
-        views = [view.to_json() for view in deployment.runs.list(model)]
+        found = deployment.runs.list(model)
+        pointers = {name: deployment.predictions(name).pointer() for name in {view.model for view in found}}
+        views = [view.to_json() | {"serves": _serves(view, pointers[view.model])} for view in found]
     if as_json:
         print_json(views)
         return
     if sys.stdout.isatty():  # a whole error would break the table apart; `batch show` prints it
         views = [view | {"error": shortened(view["error"], _ERROR_SHOWN)} for view in views]
-    columns = ("run_id", "model", "state", "kind", "trigger", "created_at", "rows_done", "rows_total", "rows_outside",
-               "entities_rule", "forced_by", "error")  # fmt: skip
+    columns = ("run_id", "model", "state", "generation", "serves", "kind", "trigger", "created_at", "rows_done",
+               "rows_total", "rows_outside", "entities_rule", "forced_by", "error")  # fmt: skip
     print_rows(columns, [[view[column] for column in columns] for view in views])
+
+
+def _serves(view: RunView, pointer: Pointer) -> str | None:
+    """Return "now" for the run whose generation serves, "before" for the one that a rollback serves; else None."""
+    if view.generation is None or view.state.value != "published":
+        return None
+    return {pointer.current: "now", pointer.previous: "before"}.get(view.generation)
 
 
 @app.command()

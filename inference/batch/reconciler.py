@@ -167,7 +167,8 @@ class Reconciler:
             return
         if run and active == run_id and (not run.fingerprint or fills_it):
             return
-        if run and active is None and fills_it and self._can_be_resumed(run):
+        resumable_s = self.settings.models[model].batch.resumable
+        if run and active is None and fills_it and run.keeps_rows(self.ledger.now(), resumable_s):
             return
         cancelled = run is not None and run.state is RunState.CANCELLED
         self.tables.table(kind, model).generations.discard(
@@ -187,8 +188,3 @@ class Reconciler:
         if run.finished_at is not None and now - run.finished_at >= batch.resumable:
             return "nobody published it for as long as `resumable` says: start a new run"
         return None
-
-    def _can_be_resumed(self, run: RunRecord) -> bool:
-        if run.finished_at is None or run.spent:
-            return False
-        return self.ledger.now() - run.finished_at < self.settings.models[run.model].batch.resumable

@@ -333,6 +333,10 @@ class RunRecord(RunStatus):
             return RunKind.SHADOW
         return RunKind.DELTA if self.delta and not self.full_reason else RunKind.FULL
 
+    def keeps_rows(self, now: float, resumable_s: float) -> bool:
+        """Whether the rows that it scored are still kept, so that a failed or cancelled run can go on."""
+        return self.finished_at is not None and not self.spent and now - self.finished_at < resumable_s
+
     @property
     def waits(self) -> bool:
         """Whether the run may not be published before somebody approves it."""
@@ -414,8 +418,13 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True)
 class RunDetails(RunView):
-    """A run looked at closely."""
+    """A run looked at closely.
 
+    `can_resume`: a resume can do the rest, as far as Redis tells. It is refused nevertheless if the table or the model
+    has changed.
+    """
+
+    can_resume: bool
     chunks: ChunkCounts
     attempts: int
     phases: Phases
@@ -424,10 +433,13 @@ class RunDetails(RunView):
     last_error: str | None
 
     @classmethod
-    def look_at(cls, record: RunRecord, chunks: ChunkStates, bad_rows: Sequence[BadRows], *, now: float) -> RunDetails:
+    def look_at(
+        cls, record: RunRecord, chunks: ChunkStates, bad_rows: Sequence[BadRows], *, can_resume: bool, now: float
+    ) -> RunDetails:
         """Return the details of a record and its chunks at an instant (epoch seconds of Redis' clock)."""
         return cls(
             **_shown(record, now),
+            can_resume=can_resume,
             chunks=_count(record, chunks),
             attempts=record.attempts,
             phases=Phases(

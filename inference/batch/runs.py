@@ -59,6 +59,10 @@ class Serving:
         return asdict(self)
 
 
+#: the states from which a run is resumed
+_RESUMED = (RunState.FAILED, RunState.CANCELLED)
+
+
 class Runs:
     """Runs of all models. Every method raises StoreUnavailable when Redis does not answer.
 
@@ -216,7 +220,17 @@ class Runs:
         bad = record.bad_rows
         if record.rows_quarantined and not bad:  # no gates were checked yet
             bad = bad_rows_of(self._ledger.results(run_id).values())
-        return RunDetails.look_at(record, self._ledger.chunk_states(run_id), bad, now=now)
+        chunks, can_resume = self._ledger.chunk_states(run_id), self._can_resume(record, now)
+        return RunDetails.look_at(record, chunks, bad, can_resume=can_resume, now=now)
+
+    def _can_resume(self, run: RunRecord, now: float) -> bool:
+        """Tell whether a resume can do the rest, without a look at the source. A gate refuses the same rows again."""
+        if run.state not in _RESUMED or not all(gate.passed for gate in run.gates):
+            return False
+        of_model = self._settings.models.get(run.model)
+        if of_model is None or not run.keeps_rows(now, of_model.batch.resumable):
+            return False
+        return self._ledger.active_run(run.model) is None and self._tables.are_loading(run)
 
     def in_progress(self, model: str) -> RunView | None:
         """Return the model's run that is not over yet, or None."""
@@ -258,14 +272,13 @@ class Runs:
                 were removed; or another run of the model is in progress.
         """
         run = self._ledger.load(run_id)
-        over = [RunState.FAILED, RunState.CANCELLED]
-        if run.state not in over:
+        if run.state not in _RESUMED:
             raise Conflict(f"run {run_id} is {run.state}, not failed or cancelled", field="run_id")
         changed = self._planner.changes(run)
         if changed:
             raise Conflict(f"run {run_id} cannot go on, start a new one: {'; '.join(changed)}", field="run_id")
         state = RunState.RUNNING if run.fingerprint else RunState.QUEUED
-        self._reopen(run, state, expected=over)
+        self._reopen(run, state, expected=_RESUMED)
         return self.show(run_id)
 
     def publish(self, run_id: str, *, force: bool = False, by: str = "unknown") -> RunView:

@@ -300,9 +300,11 @@ def test_a_cancelled_run_goes_on_with_only_what_is_left(world: World) -> None:
     assert world.runs.show(run.run_id).chunks_done == 2
     world.queue.clear()
     world.runs.reconcile()
+    assert world.runs.details(run.run_id).can_resume
 
     world.runs.resume(run.run_id)
 
+    assert not world.runs.details(run.run_id).can_resume
     assert world.finish(run).state is RunState.PUBLISHED
     assert world.model.rows == 45
     assert world.answers("e44") == [88.0]
@@ -343,11 +345,15 @@ def test_a_newer_run_ends_the_hope_of_an_older_one_and_its_rows_are_removed(worl
     generation = world.runs.show(old.run_id).generation or 0
     world.runs.reconcile()
     assert world.table.generations.state(generation) is GenerationState.LOADING
+    assert world.runs.details(old.run_id).can_resume
 
-    world.finish(world.request())
+    newer = world.request()
+    assert not world.runs.details(old.run_id).can_resume
+    world.finish(newer)
 
     assert world.table.generations.state(generation) is not GenerationState.LOADING
     assert world.client.keys(f"t:p:m:g:{generation}:*") == []
+    assert not world.runs.details(old.run_id).can_resume
     with pytest.raises(Conflict, match="were collected"):
         world.runs.resume(old.run_id)
 
@@ -577,6 +583,7 @@ def test_a_run_whose_record_redis_lost_is_told_of_as_failed(world: World) -> Non
     assert "the cache Redis lost its data while the run was going on" in (lost.error or "")
     assert [listed.run_id for listed in world.runs.list()] == [run.run_id]
     assert world.client.ttl(KEYS.run(run.run_id)) > 0
+    assert not world.runs.details(run.run_id).can_resume
     with pytest.raises(Conflict, match="cannot go on, start a new one: its plan is gone"):
         world.runs.resume(run.run_id)
     assert world.finish(world.request()).state is RunState.PUBLISHED

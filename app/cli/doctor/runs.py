@@ -12,7 +12,7 @@ from inference.batch.records import RunRecord
 from inference.clock import Clock, system_clock, to_iso
 from inference.economics.miss_capacity import MissCapacity
 from inference.errors import BadInput
-from inference.settings import ModelSettings, Settings
+from inference.settings import BatchSettings, ModelSettings, Settings
 from inference.settings.server_urls import is_amqp, is_redis
 from tasks.celery_app import celery_config
 
@@ -34,11 +34,11 @@ def check_schedule(
     if runs is None:
         return [not_checked(Check.SCHEDULE, name)]
     runs = [run for run in runs if not run.shadow]
-    failed = [_failed(name, runs[0])] if runs and runs[0].state is RunState.FAILED else []
+    now = clock()
+    failed = [_failed(name, runs[0], batch, now)] if runs and runs[0].state is RunState.FAILED else []
     failed += [_held(name, run) for run in runs if run.state is RunState.HELD]
     if not batch.schedule:
         return [*failed, ok(Check.SCHEDULE, name, "no schedule: runs start by hand")]
-    now = clock()
     latest = slot_at(batch.schedule, batch.timezone, now)
     interval_s = _shortest_interval(batch.schedule, batch.timezone, latest)
     missed = _missed(name, runs, slot_at(batch.schedule, batch.timezone, latest - 1))
@@ -70,9 +70,10 @@ def _shortest_interval(schedule: str, timezone: str, slot: float) -> float:
     return min(following - each for each, following in pairwise(slots))
 
 
-def _failed(name: str, run: RunRecord) -> Finding:
+def _failed(name: str, run: RunRecord, batch: BatchSettings, now: float) -> Finding:
     fix = f"put it right, then `forecache batch run {name}`"
-    if run.fingerprint and not run.gates and not run.spent:  # a gate gives the same result for the same rows
+    # a gate gives the same result for the same rows
+    if run.fingerprint and not run.gates and run.keeps_rows(now, batch.resumable):
         fix += f"; if table and model are as they were, `forecache batch resume {run.run_id}` does the rest"
     return warning(Check.SCHEDULE, f"{name}, last run", f"failed: {run.error or 'no reason is known'}", fix)
 

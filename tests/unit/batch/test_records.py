@@ -185,7 +185,7 @@ def details(chunks: ChunkStates = NO_CHUNKS, **facts: Any) -> dict[str, Any]:
     own = {"state": RunState.RUNNING, "chunks_total": 10, **facts}
     record = RunRecord(run_id="r", model="m", trigger=Trigger.API, source="s", created_at=1000.0, **own)
     bad = [BadRows("x", f"reason {n}", n) for n in range(30)]
-    return RunDetails.look_at(record, chunks, bad, now=1060.0).to_json()
+    return RunDetails.look_at(record, chunks, bad, can_resume=False, now=1060.0).to_json()
 
 
 def test_chunks_are_told_by_what_becomes_of_them() -> None:
