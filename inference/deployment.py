@@ -145,18 +145,25 @@ class Deployment:
         return self.table(TableKind.PREDICTIONS, model)
 
     def features(self, model: str) -> Table:
-        """Return a model's feature table."""
-        return self.table(TableKind.FEATURES, model)
+        """Return the table of a model's stored features, which may be another model's."""
+        return self.table(TableKind.FEATURES, self.settings.features_owner(model))
 
     def reader(self, client: AsyncClient, kind: TableKind, model: str) -> AsyncTableReader:
         """Return the asyncio reader of one table."""
         return AsyncTableReader(client, self.keys.table(kind, model))
 
     def feature_writer(self, model: str, contract: FeatureContract) -> FeatureWriter:
-        """Return a writer of single entities' features. Unlike a run, it never pauses between writes."""
-        tables = {kind: Table(self.cache, self.keys.table(kind, model), kind=kind, model=model) for kind in TableKind}
+        """Return a writer of single entities' features. Unlike a run, it never pauses between writes.
+
+        `model`: the owner of the features; `contract`: its own.
+        """
+
+        def table(kind: TableKind, name: str) -> Table:
+            return Table(self.cache, self.keys.table(kind, name), kind=kind, model=name)
+
+        own, *sharing = (table(TableKind.PREDICTIONS, one) for one in self.settings.sharing_features(model))
         keep_s = self.settings.models[model].batch.keep
-        return FeatureWriter(tables[TableKind.FEATURES], tables[TableKind.PREDICTIONS], contract, keep_s=keep_s)
+        return FeatureWriter(table(TableKind.FEATURES, model), own, contract, keep_s=keep_s, sharing=sharing)
 
     @BuiltOnce
     def registry(self) -> ModelRegistry:

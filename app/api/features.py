@@ -112,11 +112,13 @@ async def put_features(
     return JsonResponse(result.to_json())
 
 
-async def _write(process: ApiProcess, model: str, updates: Sequence[FeatureUpdate], place: str) -> list[UpdateResult]:
+async def _write(process: ApiProcess, name: str, updates: Sequence[FeatureUpdate], place: str) -> list[UpdateResult]:
+    model = process.settings.features_owner(name)
     record = (await process.cards.of(model)).ready(None)
     if record is None:
         raise ModelUnavailable(f"model {model!r} has no active version yet: its features are not known")
     writer = process.deployment.feature_writer(model, record.contract)
     results = await process.in_thread(lambda: writer.write(updates, place=place))
-    process.service.forget_unknown(model, [update.entity_id for update in updates])
+    for one in process.settings.sharing_features(model):
+        process.service.forget_unknown(one, [update.entity_id for update in updates])
     return results

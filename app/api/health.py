@@ -95,6 +95,8 @@ async def _look_at(process: ApiProcess, name: str, found: Readiness) -> None:
             found.waiting[name] = "has no version that a worker has activated yet"
             if loading:
                 found.waiting[name] += f": its workers are loading {loading}"
+            elif process.settings.models[name].activate == "by-label":
+                found.waiting[name] += ': its activate is "by-label", so label one stable'
         else:
             found.refused[name] = str(without_folders(refusal, process.settings))
     elif loading := await _loading(process, name):

@@ -35,7 +35,8 @@ def load(
     from inference.models import record_to_serve
 
     with open_deployment() as deployment:
-        model, path = model_and(first, second, deployment.settings)
+        named, path = model_and(first, second, deployment.settings)
+        model = deployment.settings.features_owner(named)
         of_model = deployment.settings.models[model]
         record = record_to_serve(deployment.settings, deployment.registry, model)
         report = load_features(
@@ -67,7 +68,8 @@ def get(
     from inference.models import record_to_serve
 
     with open_deployment() as deployment:
-        model, entity = model_and(first, second, deployment.settings)
+        named, entity = model_and(first, second, deployment.settings)
+        model = deployment.settings.features_owner(named)
         contract = record_to_serve(deployment.settings, deployment.registry, model).contract
         values, times = stored_features(deployment.features(model), contract, check_entity_id(entity))
     if not times:
@@ -99,7 +101,8 @@ def put(
     from inference.models import record_to_serve
 
     with open_deployment() as deployment:
-        model, entity, pairs = _put_arguments(arguments, deployment.settings)
+        named, entity, pairs = _put_arguments(arguments, deployment.settings)
+        model = deployment.settings.features_owner(named)
         contract = record_to_serve(deployment.settings, deployment.registry, model).contract
         texts = _texts_by_name(pairs, contract)
         update = FeatureUpdate(entity, _values(texts, contract), _event_at(event_time))

@@ -89,12 +89,23 @@ class Gathered:
 
 
 class FeatureGatherer:
-    """Finds the features of one model. `fallback` answers where the table does not; None for no fallback."""
+    """Finds the features of one model. `fallback` answers where the table does not; None for no fallback.
 
-    def __init__(self, table: Table, vectoriser: Vectoriser, fallback: Fallback | None = None) -> None:
+    `written_by`: the contract of the model whose table it is; None for the model's own.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        vectoriser: Vectoriser,
+        fallback: Fallback | None = None,
+        *,
+        written_by: FeatureContract | None = None,
+    ) -> None:
         self._table = table
         self._vectoriser = vectoriser
         self._fallback = fallback
+        self._written_by = written_by or vectoriser.contract
 
     def gather(self, entity_ids: Sequence[str], *, now: float, overrides: Mapping[str, Any] | None = None) -> Gathered:
         """Return the features of entities at `now` (epoch seconds, Redis time). `overrides` replace the named ones.
@@ -108,7 +119,9 @@ class FeatureGatherer:
         count = len(entity_ids)
         contract = self._vectoriser.contract
         stored, updates = self._read(entity_ids)
-        columns = self._vectoriser.stored_columns(stored.block if stored else {}, count)
+        columns = self._vectoriser.stored_columns(
+            stored.block if stored else {}, count, written=self._written_by.stored_form
+        )
         readings: dict[str, GroupReading] = {}
         doubtful = np.zeros(count, dtype=bool)
         for group in contract.table_groups:
@@ -134,10 +147,10 @@ class FeatureGatherer:
         """Return the stored rows and, of several groups, the single updates of each."""
         if not entity_ids:
             return None, {}
-        contract = self._vectoriser.contract
-        if not contract.has_several_groups:
+        if not self._written_by.has_several_groups:
             return self._table.read_block(entity_ids), {}
-        names = [group.name for group in contract.table_groups]
+        wanted = {group.name for group in self._vectoriser.contract.table_groups}
+        names = [group.name for group in self._written_by.table_groups if group.name in wanted]
         stored, *updates = self._table.read_blocks(entity_ids, names)
         return stored, dict(zip(names, updates, strict=True))
 
@@ -145,7 +158,7 @@ class FeatureGatherer:
         """Return the times of a group's stored values; NaN where there are none."""
         if stored is None:
             return np.full(count, np.nan)
-        times = self._vectoriser.contract.stored_form.times(stored.block, group.name)
+        times = self._written_by.stored_form.times(stored.block, group.name)
         return np.where(stored.found, stored.as_of if times is None else times, np.nan)
 
     def _apply_updates(
@@ -157,8 +170,8 @@ class FeatureGatherer:
         newer = updates.found & ~(updates.as_of < times)  # also where the loaded values have no time
         if not newer.any():
             return
-        form = self._vectoriser.contract.group_form(group.name)
-        updated = self._vectoriser.stored_columns(updates.block, len(newer), form)
+        form, written = (one.group_form(group.name) for one in (self._vectoriser.contract, self._written_by))
+        updated = self._vectoriser.stored_columns(updates.block, len(newer), form, written=written)
         nothing = np.zeros(len(newer), dtype=bool)
         for feature in form.features:
             name = feature.name

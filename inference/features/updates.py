@@ -99,12 +99,21 @@ class FeatureWriter:
     """Updates the features of single entities in a model's feature table.
 
     Removes the predictions that were computed on demand from the older features. A run's prediction that is older
-    than the update is no hit any more. `keep_s`: when Redis forgets an updated row.
+    than the update is no hit any more. `keep_s`: when Redis forgets an updated row. `sharing`: the predictions of other
+    models that are computed from the same features.
     """
 
-    def __init__(self, features: Table, predictions: Table, contract: FeatureContract, *, keep_s: float) -> None:
+    def __init__(
+        self,
+        features: Table,
+        predictions: Table,
+        contract: FeatureContract,
+        *,
+        keep_s: float,
+        sharing: Sequence[Table] = (),
+    ) -> None:
         self._features = features
-        self._predictions = predictions
+        self._predictions = (predictions, *sharing)
         self._contract = contract
         self._keep_s = keep_s
 
@@ -135,7 +144,8 @@ class FeatureWriter:
         changed = np.flatnonzero(~np.isnan(newest))
         if len(changed):
             ids = [updates[position].entity_id for position in changed.tolist()]
-            self._predictions.overlay.outdate(ids, changed_at=newest[changed], keep_s=self._keep_s)
+            for predictions in self._predictions:
+                predictions.overlay.outdate(ids, changed_at=newest[changed], keep_s=self._keep_s)
         return [_result(update.entity_id, position, outcomes) for position, update in enumerate(updates)]
 
     def _new_outcome(self, group: FeatureGroup, given: _Given) -> _Outcome | None:

@@ -115,12 +115,15 @@ class Vectoriser:
         """
         return self.features_from_columns(self.stored_columns(block, count), count, at=at)
 
-    def stored_columns(self, block: Block, count: int, form: StoredForm | None = None) -> FeatureColumns:
+    def stored_columns(
+        self, block: Block, count: int, form: StoredForm | None = None, *, written: StoredForm | None = None
+    ) -> FeatureColumns:
         """Return the values of stored rows that can become features.
 
-        `form`: that of the rows; None for whole rows, which also lack all features that come with a request.
+        `form`: that of the rows; None for whole rows, which also lack all features that come with a request. `written`:
+        the form in which another contract wrote them, None for the same: it says which values were missing.
         """
-        columns = FeatureColumns({}, (form or self.contract.stored_form).missing(block))
+        columns = FeatureColumns({}, (written or form or self.contract.stored_form).missing(block))
         for feature in form.features if form else self.contract.given:
             stored = block.get(feature.name)
             if stored is not None and stored.dtype == feature.dtype.numpy and stored.shape[1:] == feature.shape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from functools import partial
 
 from inference.errors import BadInput, ForecacheError, ModelError, ModelUnavailable, StoreUnavailable
 from inference.failures import Failures
+from inference.features import FeatureContract
 from inference.logs import get_logger
 from inference.models.load_limits import LoadLimits, bounded_time
 from inference.models.loaded import LoadedModel
@@ -78,6 +80,8 @@ class ModelHost:
         self._used_at: dict[tuple[str, int], float] = {}
         #: the versions that are being loaded or tried, and the start of that, by `monotonic`
         self._loading: dict[tuple[str, int], float] = {}
+        #: model whose features others share → when its contract was read, by `monotonic`, and the contract
+        self._written_by: dict[str, tuple[float, FeatureContract]] = {}
 
     def start(self, models: Collection[str] | None = None) -> None:
         """Load and warm up the active version of each of these models (None: of all), and versions with labels.
@@ -186,7 +190,22 @@ class ModelHost:
     def sample_rows(self, model: str) -> SampleRows:
         """Return the rows to try a model's versions with."""
         table = table_of(self._settings, self._settings.models[model])
-        return SampleRows(table, partial(self._registry.stored_rows, model))
+        return SampleRows(table, partial(self._registry.stored_rows, self._settings.features_owner(model)))
+
+    def written_by(self, model: str) -> FeatureContract | None:
+        """Return the contract by which another model's loads and runs write the features of a model; None: its own.
+
+        Raises:
+            ModelUnavailable: no version of that other model is active yet.
+        """
+        owner = self._settings.features_owner(model)
+        if owner == model:
+            return None
+        read_at, contract = self._written_by.get(owner, (-math.inf, None))
+        if contract is None or self._monotonic() - read_at > ACTIVE_MAX_AGE_S:
+            contract = self._registry.active(owner).contract
+            self._written_by[owner] = self._monotonic(), contract
+        return contract
 
     def is_proved(self, model: str, version: int) -> bool:
         """Tell whether a version in memory has answered rows."""
@@ -208,7 +227,9 @@ class ModelHost:
                 candidates = [first, *(one for one in candidates if one != first)]
         good = self._load_good(model, candidates, trusted={labels.stable, active})
         replaceable = active is None or is_ruled_out(active, of_model)
-        if good and (replaceable or good[0] in (labels.stable, active) or self.is_proved(model, good[0])):
+        is_known = bool(good) and good[0] in (labels.stable, active)
+        may_be_new = of_model.activate == "newest" and (replaceable or (bool(good) and self.is_proved(model, good[0])))
+        if good and (is_known or may_be_new):
             activated = self._registry.activate(model, good[0], force=is_ruled_out(active, of_model))
             log.info("model.ready", model=model, version=good[0], activated=activated)
         for version in found.keys() & {active, *labels.versions.values()} - set(good):

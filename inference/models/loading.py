@@ -318,11 +318,16 @@ def record_to_serve(
 
     Raises:
         UnknownModel: it is not in the settings.
-        ModelError: no version can be served.
+        ModelError: no version can be served, or none may answer before it is labelled.
     """
     try:
         return registry.active(model)
     except ModelUnavailable:
+        if settings.models[model].activate == "by-label":
+            raise ModelError(
+                f'no version of model {model!r} is labelled stable yet, and activate is "by-label": '
+                f"`forecache models label stable N --model {model}`"
+            ) from None
         records = inspect(settings, model)
     ready = [version for version, record in records.items() if record.state == "ready"]
     if not ready:

@@ -5,7 +5,7 @@ tries the version in a process of its own (it may crash) with rows of the model'
 the active version, and activates it once every worker that answers requests has it in memory. So no request has to wait
 for a load. The workers of a host try and load one after the other, so that all others answer. A version that has
 answered no row waits. Versions with labels stay in memory too. While a version is labelled stable, no other is
-activated; the canary never is.
+activated; the canary never is. With `activate = "by-label"` only a version that is labelled stable is activated.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ class Rollout:
         folders = self._folders(labelled)
         newest, settled = self._prepare(folders, pointer, again=again)
         stable = pointer.labels.stable
-        wanted = stable if stable in folders else newest
+        may_be_new = self._settings.models[self._model].activate == "newest"
+        wanted = stable if stable in folders else newest if may_be_new else None
         arrived = wanted is None or not self._is_loaded(wanted) or self._activate(wanted, others, pointer)
         keep = folders if self._settings.models[self._model].versions != "latest" else {newest, *labelled}
         self._host.unload_idle(self._model, keep=keep, idle_s=UNLOAD_AFTER_S)

@@ -216,7 +216,12 @@ class RealtimeScorer:
         return left
 
     def _gather(self, work: Work, positions: Sequence[int], overrides: Mapping[str, Any] | None) -> Gathered:
-        gatherer = FeatureGatherer(self._features(work.model), work.loaded.vectoriser, self._fallback(work.model))
+        gatherer = FeatureGatherer(
+            self._features(work.model),
+            work.loaded.vectoriser,
+            self._fallback(work.model),
+            written_by=self._host.written_by(work.model),
+        )
         return gatherer.gather(work.ids_at(positions), now=work.now, overrides=overrides)
 
     def _keep(self, work: Work, done: Wanted, outputs: Block) -> None:

@@ -235,9 +235,11 @@ class ModelSettings(Section):
     """One model: its folder, its table of features, its runs and its real-time answers.
 
     `allow_code`: allow formats whose load runs code, such as pickles. `signature`: the name of a SavedModel's
-    signature; None for `serving_default`, or its only one. `poll_every`: how often workers look for new versions; None
-    for only at the start or on request. `rows`: an entity has one row in the table, or several, of which the newest by
-    `event_time_column` counts. `fallbacks`: the sources of features that are not stored, in this order.
+    signature; None for `serving_default`, or its only one. `activate`: which version answers: the newest good one, or
+    none before it is labelled stable. `poll_every`: how often workers look for new versions; None for only at the start
+    or on request. `features_of`: another model, whose stored features answers on demand are computed from; None for its
+    own ones. `rows`: an entity has one row in the table, or several, of which the newest by `event_time_column` counts.
+    `fallbacks`: the sources of features that are not stored, in this order.
     """
 
     path: Path
@@ -246,8 +248,10 @@ class ModelSettings(Section):
     versions: Annotated[
         Literal["latest", "all"] | list[Annotated[int, Field(ge=1, le=2**63 - 1)]], BeforeValidator(parse_list)
     ] = "latest"
+    activate: Literal["newest", "by-label"] = "newest"
     poll_every: Annotated[Duration | None, BeforeValidator(_parse_poll)] = 10.0
     features: str | None = None
+    features_of: str | None = None
     entity_column: str = "entity_id"
     event_time_column: str | None = None
     rows: Literal["one", "newest"] = "one"
@@ -257,7 +261,9 @@ class ModelSettings(Section):
     parity: ParitySettings = ParitySettings()
     access_log: AccessLogSettings = AccessLogSettings()
 
-    @field_validator("path", "features", "entity_column", "event_time_column", "signature", mode="before")
+    @field_validator(
+        "path", "features", "features_of", "entity_column", "event_time_column", "signature", mode="before"
+    )
     @classmethod
     def _says_something(cls, value: Any) -> Any:
         if isinstance(value, str) and not value.strip():
@@ -268,6 +274,15 @@ class ModelSettings(Section):
     def _newest_by_a_column(self) -> ModelSettings:
         if self.rows == "newest" and self.event_time_column is None:
             raise ValueError('rows = "newest" needs event_time_column: set it to the column that dates the rows')
+        return self
+
+    @model_validator(mode="after")
+    def _writes_no_features_of_others(self) -> ModelSettings:
+        if self.features_of is not None and self.batch.feature_table:
+            raise ValueError(
+                f"features_of = {shown(self.features_of)} reads the features of another model, which its own runs and "
+                "loads write: turn batch.feature_table off here"
+            )
         return self
 
     @model_validator(mode="after")
@@ -284,10 +299,10 @@ class ModelSettings(Section):
             return None
         if not self.batch.prediction_table:
             return "chooses what is served from the prediction table: turn batch.prediction_table on"
-        if not self.batch.feature_table and not self.fallbacks:
+        if not self.batch.feature_table and not self.fallbacks and self.features_of is None:
             return (
-                "leaves entities to real time, which needs their features: set batch.feature_table = true, or add a "
-                "fallback"
+                "leaves entities to real time, which needs their features: set batch.feature_table = true or "
+                "features_of, or add a fallback"
             )
         if not log.enabled:
             return "needs the access log: set access_log.enabled = true"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -47,6 +48,22 @@ class Settings(Section):
         for name in value:
             if not MODEL_NAME.match(name):
                 raise ValueError(f"model name {shown(name)} must be 1 to 64 of a-z, 0-9, _ and -")
+        return value
+
+    @field_validator("models")
+    @classmethod
+    def _owners_of_features(cls, value: dict[str, ModelSettings]) -> dict[str, ModelSettings]:
+        for name, model in value.items():
+            owner = model.features_of
+            if owner is None:
+                continue
+            others = [one for one, other in value.items() if one != name and other.features_of is None]
+            if owner not in others:
+                near = difflib.get_close_matches(owner, others, n=1, cutoff=0.5)
+                hint = f"did you mean {shown(near[0])}?" if near else f"there is {', '.join(others) or 'none'}"
+                raise ValueError(
+                    f"features_of of model {name}: {shown(owner)} is no other model with features of its own; {hint}"
+                )
         return value
 
     @classmethod
@@ -97,6 +114,15 @@ class Settings(Section):
         if name not in self.models:
             raise UnknownModel(f"no model {quoted(name)} is configured; known: {known}", field="model")
         return name, self.models[name]
+
+    def features_owner(self, model: str) -> str:
+        """Return the model under whose name the stored features of a model are: nearly always its own."""
+        of_model = self.models.get(model)
+        return model if of_model is None or of_model.features_of is None else of_model.features_of
+
+    def sharing_features(self, owner: str) -> list[str]:
+        """Return the models whose answers are computed from one model's stored features, that one first."""
+        return [owner, *(name for name, model in self.models.items() if model.features_of == owner)]
 
     @property
     def realtime_queues(self) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ import pytest
 from inference import host_locks
 from inference.errors import ModelError, ModelUnavailable
 from inference.models import ModelHost, ModelRegistry, Rollout, VersionRecord, inspect_versions
-from inference.models.loading import inspect_version_in_subprocess
+from inference.models.loading import inspect_version_in_subprocess, record_to_serve
 from inference.models.rollout import UNLOAD_AFTER_S
 from inference.redis.clients import Client
 from inference.redis.keys import Keys, TableKind
@@ -480,3 +480,23 @@ def test_a_worker_without_the_canary_computes_its_entities_by_the_version_that_a
     room.rollout.look(again=True)  # it is not in the folder
     ((loaded, positions),) = room.host.share_out("m", ["a", "b"], [0, 1])
     assert (loaded.record.version, positions) == (1, [0, 1])
+
+
+def test_by_label_no_version_answers_before_it_is_labelled_stable(make_room: Any) -> None:
+    room = make_room(activate="by-label")
+    assert room.rollout.look()
+    assert room.host.versions() == {"m": (1,)}
+    assert room.registry.active_version("m") is None
+    with pytest.raises(ModelError, match="no version of model 'm' is labelled stable yet"):
+        record_to_serve(room.settings, room.registry, "m")
+    room.registry.label("m", "stable", 1)
+    assert room.rollout.look()
+    assert room.active == 1
+    room.put("two", 2)
+    room.registry.remove_label("m", "stable")
+    room.rollout.look()
+    assert room.rollout.look()
+    assert (room.host.versions(), room.active) == ({"m": (1, 2)}, 1)
+    room.registry.label("m", "stable", 2)
+    assert room.rollout.look()
+    assert room.active == 2

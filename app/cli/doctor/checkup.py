@@ -8,7 +8,7 @@ from functools import partial
 from app.cli.doctor.findings import Check, Finding, at_once, error, not_checked, warning
 from app.cli.doctor.grpc_port import check_grpc_port
 from app.cli.doctor.machine import check_clock, check_environment, check_gpus, check_stop, check_versions, find_gpus
-from app.cli.doctor.models import StoredModel, check_fallbacks, check_model
+from app.cli.doctor.models import StoredModel, check_fallbacks, check_model, check_shared_features
 from app.cli.doctor.runs import check_active_set, check_patience, check_run_engine, check_schedule
 from app.cli.doctor.sentinels import check_sentinels
 from app.cli.doctor.servers import PATIENCE, Failure, Server, ask_server, check_broker, check_servers
@@ -144,7 +144,11 @@ class Checkup:
         return check_patience(self._settings, name, self._runs(name), scorers)
 
     def _model(self, name: str, model: ModelSettings) -> list[Finding]:
-        return check_model(name, model, self._settings.path(model.path), self._known(name))
+        findings = check_model(name, model, self._settings.path(model.path), self._known(name))
+        owner = model.features_of
+        if owner is not None:
+            findings.append(check_shared_features(name, owner, self._known(name), self._known(owner)))
+        return findings
 
     def _table(self, name: str, model: ModelSettings) -> list[Finding]:
         """Check a table and its disk, and keep the table's size in Redis for `memory`."""

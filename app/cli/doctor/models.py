@@ -51,7 +51,8 @@ def check_model(name: str, model: ModelSettings, path: Path, known: StoredModel 
             not_checked(Check.MODEL, f"{name}, what answers"),
             not_checked(Check.MODEL, f"{name}, contract"),
         ]
-    return [*findings, *_check_serving(name, found, wanted, known), *_check_contract(name, path, found, known)]
+    serving = _check_serving(name, model, found, wanted, known)
+    return [*findings, *serving, *_check_contract(name, path, found, known)]
 
 
 def check_folders(name: str, model: ModelSettings, path: Path) -> list[Finding]:
@@ -92,7 +93,9 @@ def _format(model: ModelFile) -> str:
     return f"{model.format.title} (not to be loaded here: workers need forecache[{model.format.extra}])"
 
 
-def _check_serving(name: str, found: Mapping[int, Path], wanted: list[int], known: StoredModel) -> list[Finding]:
+def _check_serving(
+    name: str, model: ModelSettings, found: Mapping[int, Path], wanted: list[int], known: StoredModel
+) -> list[Finding]:
     active, held = known.pointer.active_version, known.pointer.held_versions
     findings = [
         warning(
@@ -107,7 +110,7 @@ def _check_serving(name: str, found: Mapping[int, Path], wanted: list[int], know
     findings += _check_proofs(name, found, known)
     subject = f"{name}, what answers"
     if active is None:
-        return [*findings, _nothing_answers(subject, found, known)]
+        return [*findings, _nothing_answers(subject, model, found, known)]
     if active not in found:
         detail = f"version {active} answers, but it is no longer in the folder"
         return [*findings, error(Check.MODEL, subject, detail, "put it back: a worker that starts now cannot load it")]
@@ -119,12 +122,15 @@ def _check_serving(name: str, found: Mapping[int, Path], wanted: list[int], know
     return [*findings, ok(Check.MODEL, subject, f"version {active} answers{rolled_back}")]
 
 
-def _nothing_answers(subject: str, found: Mapping[int, Path], known: StoredModel) -> Finding:
+def _nothing_answers(subject: str, model: ModelSettings, found: Mapping[int, Path], known: StoredModel) -> Finding:
     tried = {number: record for number, record in known.records.items() if number in found}
     refused = [number for number, record in tried.items() if record.state == "refused"]
     if refused and len(refused) == len(tried):
         detail = f"no version answers: version {max(refused)} was refused: {tried[max(refused)].error}"
         return error(Check.MODEL, subject, detail, "put it right, then `forecache models reload`")
+    if tried and model.activate == "by-label":
+        detail = f'no version answers yet: activate is "by-label", and none of {", ".join(map(str, tried))} is labelled'
+        return error(Check.MODEL, subject, detail, f"`forecache models label stable {max(tried)}`")
     if tried:
         detail = f"no version answers yet: version {max(tried)} is loaded, and waits for other workers"
         return error(Check.MODEL, subject, detail, "ask again in a moment; if it stays so, read the workers' logs")
@@ -164,6 +170,26 @@ def _check_contract(name: str, path: Path, found: Mapping[int, Path], known: Sto
     detail = f"{count} {'feature' if count == 1 else 'features'}, as loaded ({record.contract_hash})"
     return [ok(Check.MODEL, subject, detail)]
 
+
+def check_shared_features(name: str, owner: str, known: StoredModel | None, of_owner: StoredModel | None) -> Finding:
+    """Return whether the model `owner` stores every feature that a model with `features_of` reads."""
+    subject = f"{name}, features of {owner}"
+    record, written = (None if one is None else one.record for one in (known, of_owner))
+    if record is None or written is None:
+        return not_checked(Check.MODEL, subject)
+    stored = {feature.name: feature for feature in written.contract.stored_form.features}
+    for feature in record.contract.stored_form.features:
+        there = stored.get(feature.name)
+        if there is None:
+            return error(Check.MODEL, subject, f"{owner} does not store feature {feature.name!r}", _SHARED_FIX)
+        if (there.spec, there.group) != (feature.spec, feature.group):
+            detail = f"feature {feature.name!r} is {there.dtype}, group {there.group!r}, in {owner}, and here "
+            detail += f"{feature.dtype}, group {feature.group!r}"
+            return error(Check.MODEL, subject, detail, _SHARED_FIX)
+    return ok(Check.MODEL, subject, f"{len(record.contract.stored_form.features)} of the {len(stored)} stored ones")
+
+
+_SHARED_FIX = "add it to that model's features.json and load again, or leave features_of out"
 
 # --- fallbacks ---
 

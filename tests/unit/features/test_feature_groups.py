@@ -430,3 +430,35 @@ def test_too_old_features_take_their_default_and_the_entity_stays_known(new_tabl
     )
     assert (gathered.known.tolist(), gathered.rows.block["x"].tolist()) == ([True], [9.0])
     assert gathered.as_of.tolist() == [NOW], "nothing stored was used"
+
+
+def test_rows_that_another_models_contract_wrote_are_read_by_that_contract(new_table: NewTable) -> None:
+    owner = contract_of(feature("a"), feature("b", default=9), feature("c", default=1))
+    reader = contract_of(feature("c", default=5), feature("a"))
+    table, form = new_table(), owner.stored_form
+    manifest = table.generations.begin(form.fields, rows_expected=1, model_version=0, contract_hash="", keep_s=60)
+    missing = {"b": np.array([True])}
+    block = {name: np.float32([value]) for name, value in (("a", 4), ("b", 9), ("c", 2))}
+    table.generations.write(manifest, pa.array(["e"]), block | form.notes(missing, {}, 1), np.array([NOW - 10]))
+    table.generations.publish(manifest.number)
+    gathered = FeatureGatherer(table, vectoriser_of(reader), written_by=owner).gather(["e"], now=NOW)
+    assert {name: values.tolist() for name, values in gathered.rows.block.items()} == {"c": [2], "a": [4]}
+    assert gathered.rows.imputed == {}, "c was there: the mark is that of b"
+
+
+def test_groups_and_single_updates_of_another_models_contract_are_read(new_table: NewTable) -> None:
+    owner = contract_of(feature("a", group="p"), feature("b", group="q", default=9), p={}, q={})
+    reader = contract_of(feature("b", group="q", default=3), q={"max_age": "1h"})
+    table, form = new_table(), owner.stored_form
+    manifest = table.generations.begin(form.fields, rows_expected=2, model_version=0, contract_hash="", keep_s=60)
+    times = {"p": np.array([NOW - 10, NOW - 10]), "q": np.array([NOW - 50, NOW - 5000])}
+    block = {"a": np.float32([1, 1]), "b": np.float32([2, 2])} | form.notes({}, times, 2)
+    table.generations.write(manifest, pa.array(["e", "f"]), block, times["q"])
+    table.generations.publish(manifest.number)
+    fields = owner.group_form("q").fields
+    part = {"b": np.float32([5])} | owner.group_form("q").notes({}, {}, 1)
+    table.part("q").overlay.upsert(["e"], fields, part, as_of=np.array([NOW - 20]), computed_at=NOW, model_version=0,
+                                   origin=Origin.UPSERT, keep_s=60)  # fmt: skip
+    gathered = FeatureGatherer(table, vectoriser_of(reader), written_by=owner).gather(["e", "f"], now=NOW)
+    assert gathered.rows.block["b"].tolist() == [5, 3], "the update; and what is too old"
+    assert gathered.groups["q"].status == [GroupStatus.PRESENT, GroupStatus.OUTSIDE_MAX_AGE]

@@ -16,7 +16,7 @@ from inference.features.group_rows import stored_features
 from inference.features.updates import CLOCK_TOLERANCE_S
 from inference.redis.clients import Client
 from inference.redis.keys import TableKind
-from inference.schema import DType
+from inference.schema import DType, TensorSpec
 from inference.store import Origin
 from tests.support.redis_server import RedisServer
 from tests.support.tables import new_table, timed_client
@@ -35,8 +35,8 @@ CONTRACT = FeatureContract(
 class Room:
     def __init__(self, url: str) -> None:
         self.now = NOW
-        client = timed_client(url, lambda: self.now)
-        self.features, self.predictions = new_table(client), new_table(client, TableKind.PREDICTIONS)
+        self.client = timed_client(url, lambda: self.now)
+        self.features, self.predictions = new_table(self.client), new_table(self.client, TableKind.PREDICTIONS)
         self.writer = FeatureWriter(self.features, self.predictions, CONTRACT, keep_s=3600)
 
     def load(self, *, as_of: float) -> None:
@@ -216,6 +216,20 @@ def test_every_update_counts_that_comes_after_a_load(room: Room, age_s: float) -
     room.now += 0.2
     assert room.put(x=2)[0]
     assert (room.stored() or {})["x"] == 2.0
+
+
+def test_an_update_outdates_the_predictions_of_all_models_that_share_the_features(room: Room) -> None:
+    room.load(as_of=NOW - 60)
+    other = new_table(room.client, TableKind.PREDICTIONS)
+    writer = FeatureWriter(room.features, room.predictions, CONTRACT, keep_s=60, sharing=[other])
+    fields = (TensorSpec("y", DType.FLOAT32),)
+    for table in (room.predictions, other):
+        table.versions.activate(1)
+        table.overlay.upsert(["a"], fields, {"y": np.float32([1])}, as_of=np.array([NOW - 60]), computed_at=NOW - 60,
+                             model_version=1, origin=Origin.REALTIME, keep_s=60)  # fmt: skip
+    assert [table.read(["a"])[0] is None for table in (room.predictions, other)] == [False, False]
+    assert writer.write([FeatureUpdate("a", {"x": 1})])[0].applied
+    assert [table.read(["a"])[0] is None for table in (room.predictions, other)] == [True, True]
 
 
 # --- several groups ------------------------------------------------------------------------------------

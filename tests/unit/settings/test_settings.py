@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -343,3 +344,18 @@ def test_a_drain_may_be_none_at_all(given: object, seconds: float) -> None:
 def test_a_drain_that_is_no_duration_is_refused(given: object) -> None:
     with pytest.raises(ValueError, match="duration"):
         ApiSettings.model_validate({"drain": given})
+
+
+def test_features_of_names_another_model_with_features_of_its_own() -> None:
+    other = '[models.fare]\npath = "models/fare"\nfeatures_of = "{}"\n'
+    write(MINIMAL + other.format("delay"))
+    settings = load_settings()
+    assert [settings.features_owner(name) for name in ("delay", "fare", "gone")] == ["delay", "delay", "gone"]
+    assert settings.sharing_features("delay") == ["delay", "fare"]
+    for owner, told in (("dealy", "did you mean 'delay'?"), ("fare", "no other model")):
+        write(MINIMAL + other.format(owner))
+        with pytest.raises(SettingsError, match=re.escape(told)):
+            load_settings()
+    write(MINIMAL + other.format("delay") + "[models.fare.batch]\nfeature_table = true\n")
+    with pytest.raises(SettingsError, match=re.escape("turn batch.feature_table off")):
+        load_settings()
