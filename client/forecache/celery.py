@@ -14,6 +14,7 @@ from celery.result import AsyncResult
 
 from forecache.errors import BadRequest
 from forecache.inputs import body_of
+from forecache.keywords import check_keywords
 from forecache.requests import Rows
 
 Priority = Literal["request", "high", "normal", "low"]
@@ -25,6 +26,7 @@ _LEVELS: Mapping[str, int] = {"request": 0, "high": 3, "normal": 6, "low": 9}
 _AMQP_FIRST = 9
 
 
+@check_keywords
 def connect(broker: str, backend: str, *, prefix: str = "forecache") -> Celery:
     """Return an application beside your own, which only sends to Forecache and reads its results.
 
@@ -42,6 +44,7 @@ def connect(broker: str, backend: str, *, prefix: str = "forecache") -> Celery:
     return application
 
 
+@check_keywords
 def enqueue_predictions(
     app: Celery,
     entity_ids: Any = None,
@@ -79,6 +82,7 @@ def enqueue_predictions(
     ).apply_async(link=link)
 
 
+@check_keywords
 def predictions(
     app: Celery,
     entity_ids: Any = None,
@@ -113,6 +117,7 @@ def predictions(
     )
 
 
+@check_keywords
 def start_run(app: Celery, model: str | None = None) -> Signature:
     """Return the signature that starts a batch run over a model's whole table.
 

@@ -16,6 +16,7 @@ import httpx
 from forecache.answers import Failed, HitRate, Prediction, Predictions, Run, Update
 from forecache.calls import Answer, Caller, Pause, Send, Steps
 from forecache.errors import DeadlineExceeded, ForecacheError
+from forecache.keywords import check_all_keywords
 from forecache.requests import ASK_S, OVER, Priority, Requests, Rows, is_worth_waiting, predictions_of, result_of
 from forecache.version import __version__
 
@@ -74,6 +75,7 @@ def _no_answer(error: httpx.TransportError) -> Answer:
     return Answer(None, error=text, sent=not unsent, timed_out=timed_out)
 
 
+@check_all_keywords
 class Client:
     """Asks one deployment over HTTP. Threads may share it; a forked process opens connections of its own.
 
@@ -306,6 +308,7 @@ class Job:
         return iter(self.result())
 
 
+@check_all_keywords
 class AsyncClient:
     """`Client` for asyncio: the same calls, to be awaited. One event loop uses it."""
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 from collections.abc import Awaitable
 from typing import Any
 
 import httpx
 import pytest
 
-from forecache import AsyncClient, Client, Conflict, DeadlineExceeded, Failed, ForecacheError, NoConnection
+from forecache import AsyncClient, AsyncJob, Client, Conflict, DeadlineExceeded, Failed, ForecacheError, NoConnection
+from forecache.celery import connect
 
 ITEM = {
     "entity_id": "F1", "model": "delay", "model_version": 3, "prediction": 13.5, "source": "batch",
@@ -208,3 +210,33 @@ def test_both_clients_have_the_same_calls() -> None:
         return {name for name in vars(kind) if not name.startswith("_")} - {"close", "aclose"}
 
     assert calls(Client) == calls(AsyncClient)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda client: client.predict("F1", max_stalenes_hours=1), "did you mean 'max_staleness_hours'?"),
+        (lambda client: client.hit_rate(window=300), "did you mean 'window_s'?"),
+        (lambda client: client.job("j-1", zzz=1), "no argument 'zzz': it takes job_id"),
+    ],
+)
+def test_an_unknown_argument_is_refused_with_the_nearest_one(call: Any, told: str) -> None:
+    with Client() as client, pytest.raises(TypeError, match=re.escape(told)):
+        call(client)
+
+    async def refused() -> None:
+        async with AsyncClient() as client:
+            answer = call(client)
+            if not isinstance(answer, AsyncJob):
+                await answer
+
+    with pytest.raises(TypeError, match=re.escape(told)):
+        asyncio.run(refused())
+
+
+def test_unknown_arguments_of_the_constructor_and_of_functions_are_refused_too() -> None:
+    for client in (Client, AsyncClient):
+        with pytest.raises(TypeError, match="did you mean 'timeout_s'"):
+            client(timeout=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="did you mean 'prefix'"):
+        connect("redis://x", "redis://x", prefx="a")  # type: ignore[call-arg]
