@@ -14,8 +14,8 @@ from inference.economics.inputs import FIELDS, CostInputs, Figure, check_figure,
 from inference.economics.measured import Measured
 from inference.economics.miss_capacity import miss_capacity
 from inference.economics.prices import PriceTable
-from inference.economics.rules import RULES, Approach, Facts, Judgement, gather_facts, judge
-from inference.economics.traffic_curves import TrafficCurves, duration_setting, traffic_curves
+from inference.economics.rules import LEAST_REQUESTS, RULES, Approach, Facts, Judgement, gather_facts, judge
+from inference.economics.traffic_curves import Advised, CurveName, TrafficCurves, duration_setting, traffic_curves
 from inference.errors import SettingsError
 from inference.settings import ModelSettings, parse_duration
 
@@ -114,8 +114,9 @@ def advise(
     else:
         unknown = [name for name in ("entities", "rps") if name not in figures]
         unknowns = (*unknowns, f"no cost: {' and '.join(unknown)} not known, neither measured nor given")
+    timing, every_s = _timing(judgement.approach, settings, measured, facts, figures)
     numbers = {
-        **_timing(judgement.approach, settings, measured, facts, figures),
+        **timing,
         **_costs(judgement.approach, inputs, figures),
         "never_read": Number(measured.never_read, _never_read(measured)),
         "runs_failed": Number(measured.runs_failed, f"beside {measured.runs_published} published, of the last 20"),
@@ -123,9 +124,21 @@ def advise(
     numbers |= _active_set(settings, measured)
     numbers["answers_within_ttl"] = _within(str(numbers["ttl"].value), measured)
     curves = traffic_curves(
-        model, settings, measured.accesses, figures, inputs, run_s=measured.run_s, oldest_s=_bound_s(facts)
-    )
+        model, settings, measured.accesses, figures, inputs, run_s=measured.run_s, oldest_s=_bound_s(facts),
+        advised=_on_curves(numbers, every_s),
+    )  # fmt: skip
     return Advice(model, judgement, confidence, unknowns, numbers, facts, curves)
+
+
+def _on_curves(numbers: Mapping[str, Number], every_s: float | None) -> dict[CurveName, Advised]:
+    """Return where the advice stands on the curves, so that they do not advise something else."""
+    if every_s is None:
+        batch = (CurveName.BATCH_TTL, CurveName.INTERVAL, CurveName.HOTTEST, CurveName.LATEST)
+        return dict.fromkeys(batch, Advised(None, "no runs"))
+    return {
+        CurveName.BATCH_TTL: Advised(parse_duration(str(numbers["ttl"].value)), numbers["ttl"].how),
+        CurveName.INTERVAL: Advised(every_s, numbers["schedule"].how),
+    }
 
 
 def _within(ttl: str, measured: Measured) -> Number:
@@ -139,8 +152,8 @@ def _never_read(measured: Measured) -> str:
     if measured.never_read is None:
         return "nothing stored or nothing asked for yet"
     return (
-        f"about so many of {measured.entities:g} stored: within 7 days {measured.asked_week} different entities were "
-        "asked for"
+        f"about so many of {measured.entities:,.0f} stored: within 7 days {measured.asked_week:,} different entities "
+        "were asked for"
     )
 
 
@@ -165,21 +178,24 @@ def _confidence(measured: Measured, judgement: Judgement) -> tuple[Confidence, t
 
 def _timing(
     approach: Approach, settings: ModelSettings, measured: Measured, facts: Facts, figures: Mapping[str, Figure]
-) -> dict[str, Number]:
+) -> tuple[dict[str, Number], float | None]:
+    """Return schedule, ttl and batch workers, and the seconds between runs; None for no runs."""
     if approach is Approach.REALTIME:
-        return {
+        without_runs = {
             "schedule": Number(None, "no runs: every answer is computed when it is asked for"),
             "ttl": Number(duration_setting(settings.realtime.ttl), "[models.M.realtime] ttl, as it is"),
             "batch_workers": Number(0, "no runs"),
         }
+        return without_runs, None
     bound_s = _bound_s(facts)
     run_s = measured.run_s or 0.0
     every_s, schedule = _cadence(bound_s, run_s, settings, figures)
-    return {
+    numbers = {
         "schedule": schedule,
         "ttl": _ttl(every_s, run_s, bound_s),
         "batch_workers": _batch_workers(every_s, figures),
     }
+    return numbers, every_s
 
 
 def _bound_s(facts: Facts) -> float | None:
@@ -224,7 +240,8 @@ def _batch_workers(every_s: float, figures: Mapping[str, Figure]) -> Number:
     if entities is None or throughput is None:
         return Number(None, "the number of entities is not known")
     needed = max(math.ceil(entities.value / throughput.value / (every_s * RUN_SHARE)), 1)
-    how = f"{entities.value:g} entities at {throughput.value:g}/s ({throughput.origin.value}) in half the interval"
+    rate = f"{throughput.value:,.0f} predictions/s ({throughput.origin.value})"
+    how = f"{entities.value:,.0f} entities at {rate} in half the interval"
     return Number(needed, how)
 
 
@@ -244,7 +261,7 @@ def _costs(approach: Approach, inputs: CostInputs | None, figures: Mapping[str, 
     prices = f"{inputs.instance_price:g} an instance and hour, {inputs.redis_price:g} a GB of Redis and month"
     return {
         "hit_rate": shown,
-        "realtime_instances": Number(instances, f"for a peak of {inputs.peak_rps:.4g}/s at this hit rate"),
+        "realtime_instances": Number(instances, f"for a peak of {inputs.peak_rps:,.3g} requests/s at this hit rate"),
         "cost_per_day": Number(daily, f"batch {costs.batch.daily:.4g}, real time {costs.realtime.daily:.4g}, hybrid "
                                       f"{costs.hybrid.daily:.4g}, at {prices}"),
         "cost_per_1000_served": Number(served, f"over {inputs.rps:.4g} requests/s"),
@@ -283,7 +300,7 @@ def costs_of(approach: Approach, costs: Estimate) -> tuple[float, float, int]:
 class CostReport:
     """All costs of one model, as the dashboard shows them. `inputs`: None if one is unknown; `missing` says which.
 
-    `requests`: within the 24 hours that were measured.
+    `requests`: within the 24 hours that were measured. With too few, or without a cost, the page advises nothing.
     """
 
     figures: Mapping[str, Figure]
@@ -298,6 +315,7 @@ class CostReport:
         inputs = self.inputs
         return {
             "missing": self.missing,
+            "is_advised": inputs is not None and self.requests >= LEAST_REQUESTS,
             "currency": self.prices.currency,
             "prices_as_of": self.prices.as_of.isoformat(),
             "advice": self.advice.to_json(),

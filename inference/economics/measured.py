@@ -208,7 +208,7 @@ def _requests(windows: HitWindows, model: str, now: float) -> tuple[dict[str, Fi
         return {}, 0.0
     span_s = max(now - first.at, 60.0)
     total = sum(point.statistics.counts.total for point in points)
-    mean, how = total / span_s, f"{total} predictions in {span_s / 3600:.1f} h"
+    mean, how = total / span_s, f"{total:,} predictions in {span_s / 3600:.1f} h"
     step_s = points[1].at - points[0].at
     whole = [point.statistics.counts.total / step_s for point in points[:-1]]
     peak = max(mean, *whole)

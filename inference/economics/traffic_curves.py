@@ -10,7 +10,7 @@ from typing import Any
 
 from inference.economics.estimate import SECONDS_PER_DAY, estimate
 from inference.economics.hit_curves import HitRate, RankCurve, Ranking, hit_rate, rank_curve
-from inference.economics.inputs import CostInputs, Figure
+from inference.economics.inputs import Basis, CostInputs, Figure
 from inference.economics.policies import Policy
 from inference.monitoring.access_sample import AccessSample
 from inference.settings import ModelSettings
@@ -58,6 +58,14 @@ class CurveName(StrEnum):
     def is_share(self) -> bool:
         """Whether its points are shares, and not seconds."""
         return self in (CurveName.HOTTEST, CurveName.LATEST)
+
+
+@dataclass(frozen=True)
+class Advised:
+    """The point of a curve that the advice has chosen already. `at`: seconds or a share; None: none of them."""
+
+    at: float | None
+    why: str
 
 
 @dataclass(frozen=True)
@@ -138,13 +146,17 @@ def traffic_curves(
     *,
     run_s: float | None = None,
     oldest_s: float | None = None,
+    advised: Mapping[CurveName, Advised] | None = None,
 ) -> TrafficCurves:
     """Return the curves of one model.
 
     `figures`: the known inputs of its cost, `inputs`: all of them, None if one is missing. `run_s`: seconds that a run
-    takes. `oldest_s`: how old an answer may be, None if not known: a longer ttl or interval is not advised.
+    takes. `oldest_s`: how old an answer may be, None if not known: a longer ttl or interval is not advised. `advised`:
+    points that are the advised ones, whatever the curve itself says.
     """
     measured = figures.get("hit_rate")
+    if measured is not None and measured.origin is not Basis.MEASURED:
+        measured = None
     little = _too_little(settings, sample)
     if not sample.total or not sample.entities:
         return TrafficCurves(model, sample, [], little, measured)
@@ -155,7 +167,7 @@ def traffic_curves(
     today = replace(Policy.of("today", settings), run_s=run_s or 0.0)
     if interval_s is None:
         today = replace(today, schedule=None)
-    maker = _Maker(sample, today, interval_s, inputs, oldest_s, little is not None)
+    maker = _Maker(sample, today, interval_s, inputs, oldest_s, little is not None, advised or {})
     curves = [maker.batch_ttl(), *maker.shares(figures.get("entities")), maker.interval(), maker.realtime_ttl()]
     return TrafficCurves(model, sample, [curve for curve in curves if curve.points], little, measured)
 
@@ -181,6 +193,7 @@ class _Maker:
     inputs: CostInputs | None
     oldest_s: float | None
     little: bool
+    advised: Mapping[CurveName, Advised]
 
     def batch_ttl(self) -> TrafficCurve:
         if self.interval_s is None:
@@ -194,7 +207,7 @@ class _Maker:
         now = self.interval_s
         points = [
             self._point(each, self.today if each == now else self._every(each), each)
-            for each in self._durations(INTERVALS, now)
+            for each in self._durations(CurveName.INTERVAL, INTERVALS, now)
         ]
         oldest_s = math.inf if self.oldest_s is None else self.oldest_s - (self.today.run_s or 0.0)
         allowed = [point for point in points if point.at <= oldest_s]
@@ -225,10 +238,14 @@ class _Maker:
     def _every(self, interval_s: float) -> Policy:
         return replace(self.today, schedule=duration_setting(interval_s))
 
-    def _durations(self, usual: Iterable[float], now: float | None) -> list[float]:
-        """Return the points to look at: of the usual ones those that so much traffic can tell about, and today's."""
+    def _durations(self, name: CurveName, usual: Iterable[float], now: float | None) -> list[float]:
+        """Return the points to look at: of the usual ones those that so much traffic can tell about, today's and the
+        advised one.
+        """
         most = max(self.sample.hours * 1800, min(usual))
-        return sorted({float(each) for each in usual if each <= most} | ({now} if now else set()))
+        given = self.advised.get(name)
+        marked = (now, None if given is None else given.at)
+        return sorted({float(each) for each in usual if each <= most} | {float(each) for each in marked if each})
 
     def _point(self, at: float, policy: Policy, interval_s: float | None) -> CurvePoint:
         rate = hit_rate(self.sample, policy)
@@ -257,7 +274,7 @@ class _Maker:
         """Return the curve of a ttl that is `now` today; `rule`: its name in `FreshnessRules`."""
         policies = {
             ttl_s: replace(self.today, rules=replace(self.today.rules, **{rule: ttl_s}))
-            for ttl_s in self._durations(TTLS, now)
+            for ttl_s in self._durations(name, TTLS, now)
         }
         points = self._rising([self._point(ttl_s, policy, self.interval_s) for ttl_s, policy in policies.items()])
         allowed = [point for point in points if self.oldest_s is None or point.at <= self.oldest_s]
@@ -277,12 +294,24 @@ class _Maker:
         self, name: CurveName, points: Sequence[CurvePoint], now: float | None, advised: CurvePoint | None, why: str
     ) -> TrafficCurve:
         today = next((point for point in points if point.at == now), None)
+        given = self.advised.get(name)
+        if given is not None and not self.little:
+            return self._as_given(TrafficCurve(name, points, today, advised, why), given)
         if self.little or advised is None:
             return TrafficCurve(name, points, today, None, "too little traffic" if self.little else "nothing fits")
         half = (advised.hit_rate.high - advised.hit_rate.low) / 2
         if half > _LARGEST_ERROR:
             return TrafficCurve(name, points, today, None, f"too uncertain: ± {100 * half:.1f} %")
         return TrafficCurve(name, points, today, advised, why)
+
+    @staticmethod
+    def _as_given(curve: TrafficCurve, given: Advised) -> TrafficCurve:
+        """Return a curve whose advised point is a given one; its own one is told beside it."""
+        own = curve.advised
+        point = next((point for point in curve.points if point.at == given.at), None)
+        if point is None or own is None or own == point:
+            return replace(curve, advised=point, why=given.why)
+        return replace(curve, advised=point, why=f"{given.why}; by this curve alone {curve.label(own)}: {curve.why}")
 
 
 def _smallest(points: Sequence[CurvePoint]) -> CurvePoint | None:

@@ -4,7 +4,8 @@ import {
 } from "./page.js";
 import { drawCost, drawCurve, drawPromises, drawSwings } from "./charts.js";
 
-const SMALL = 0.01;
+// below, prices have two significant digits and not two decimals
+const SMALL = 0.1;
 
 function money(value, currency) {
   if (value == null) return "—";
@@ -13,7 +14,28 @@ function money(value, currency) {
   return Number(value).toLocaleString("en-US", { style: "currency", currency, ...digits });
 }
 
-const plain = (value) => (value == null ? "—" : Number(value).toLocaleString("en-US", { maximumSignificantDigits: 4 }));
+// Three digits and no more, but whole numbers as they are.
+function plain(value) {
+  if (value == null) return "—";
+  const digits = Math.abs(value) >= 100 ? { maximumFractionDigits: 0 } : { maximumSignificantDigits: 3 };
+  return Number(value).toLocaleString("en-US", digits);
+}
+
+// A value with its unit: money in the currency, shares in percent.
+function withUnit(value, unit, currency) {
+  if (value == null) return "—";
+  if (unit === "share") return plain(100 * value) + " %";
+  if (unit.startsWith("per ")) return `${money(value, currency)} ${unit}`;
+  return `${plain(value)} ${value === 1 ? singular(unit) : unit}`;
+}
+
+const singular = (unit) => unit.replace(/^copies/, "copy").replace(/^(\w+)s(?=$|[/ ])/, "$1");
+
+const about = (value) => (value == null ? "—" : Number(value.toPrecision(3)).toLocaleString("en-US"));
+
+// inputs whose names say too little without the option's help
+const INPUTS = { startup_s: "startup", rps: "requests", peak_rps: "requests at the peak",
+  instance_rps: "requests that an instance computes", redis_price: "price of Redis", bytes: "memory" };
 const APPROACHES = { batch: "Batch", realtime: "Real time", hybrid: "Hybrid" };
 const instances = (n) => `${count(n)} instance${n === 1 ? "" : "s"}`;
 
@@ -27,44 +49,61 @@ function drawCosts(costs) {
     `${money(told.batch.compute, currency)} computing, ${money(told.batch.memory, currency)} Redis`);
   show("cost-realtime-note", instances(told.realtime.instances) + " all day");
   show("cost-hybrid-note", told.hybrid.precomputes ? `${instances(told.hybrid.instances)} for the misses` :
-    "only caches: runs cost more than they spare");
+    `as a cache alone; with runs ${money(told.hybrid.everything, currency)}`);
 }
 
-function drawAdvice({ advice, break_even: even, currency }) {
-  show("cost-advice", APPROACHES[advice.approach]);
-  show("cost-advice-note", "confidence " + advice.confidence);
-  show("cost-unread", plain(advice.never_read));
-  show("cost-served", money(advice.cost_per_1000_served, currency));
+// The advice goes by the use of the predictions, too: where another way costs less, the page says so itself.
+function adviceNote({ advice, estimate, currency }) {
+  const daily = Object.entries(APPROACHES).map(([name, title]) => [title.toLowerCase(), estimate[name].daily, name]);
+  const [title, least, name] = daily.reduce((best, one) => (one[1] < best[1] ? one : best));
+  const cheaper = name === advice.approach || least >= estimate[advice.approach].daily ? "" :
+    `; by its use, though ${title} costs ${money(least, currency)}`;
+  return `confidence ${advice.confidence}${cheaper}`;
+}
+
+function drawAdvice(costs) {
+  const { advice, break_even: even, currency, is_advised: isAdvised } = costs;
+  show("cost-advice", isAdvised ? APPROACHES[advice.approach] : "—");
+  show("cost-advice-note", isAdvised ? adviceNote(costs) : "too little is known: see below");
+  show("cost-unread", about(advice.never_read));
+  show("cost-served", isAdvised ? money(advice.cost_per_1000_served, currency) : "—");
   show("cost-failing", plain(advice.instances_if_a_run_fails));
   show("cost-even", even ? (even.whole === 0 ? "any traffic" : plain(even.whole)) : "—");
   show("cost-even-note", even && even.whole === 0 ? "batch costs no more than one instance all day" :
     "requests per entity and day, for batch to pay");
 }
 
-function adviceCard(advice) {
-  const numbers = [["schedule", "Schedule"], ["ttl", "TTL"], ["batch_workers", "Batch workers"],
-    ["realtime_instances", "Real-time instances"], ["hit_rate", "Hit rate"]];
-  const rows = numbers.map(([name, title]) => element("tr", "", element("td", "", title),
-    element("td", "", typeof advice[name] === "number" ? plain(advice[name]) : advice[name] ?? "—"),
+const told = (what) => element("span", "", element("code", "", "forecache advise"), " " + what);
+
+function adviceCard({ advice, is_advised: isAdvised }) {
+  if (!isAdvised) {
+    return card("No advice yet", [told("takes what you know already")],
+      ...advice.gaps.map((gap) => note("Missing: " + gap)));
+  }
+  const numbers = [["schedule", "Schedule", ""], ["ttl", "TTL", ""], ["batch_workers", "Batch workers", "instances"],
+    ["realtime_instances", "Real-time workers", "instances"], ["hit_rate", "Hit rate", "share"]];
+  const rows = numbers.map(([name, title, unit]) => element("tr", "", element("td", "", title),
+    element("td", "text-nowrap", typeof advice[name] === "number" ? withUnit(advice[name], unit) : advice[name] ?? "—"),
     element("td", "run-note", advice.explanations[name])));
-  const told = [...advice.reasons, ...advice.gaps.map((gap) => "Not sure: " + gap)];
-  return card("Advice: " + APPROACHES[advice.approach].toLowerCase(), ["confidence " + advice.confidence, "`forecache advise` takes what only you know"],
-    table(["Number", "Value", "Because"], rows), ...told.map(note));
+  const reasons = [...advice.reasons, ...advice.gaps.map((gap) => "Not sure: " + gap)];
+  return card("Advice: " + APPROACHES[advice.approach].toLowerCase(), ["confidence " + advice.confidence, told("takes what only you know")],
+    table(["Number", "Value", "Because"], rows), ...reasons.map(note));
 }
 
 function inputsCard(costs) {
   const rows = costs.inputs.map((each) => element("tr", "",
-    element("td", "", each.name.replaceAll("_", " ")), number(plain(each.value)), element("td", "", each.unit),
+    element("td", "", INPUTS[each.name] || each.name.replaceAll("_", " ")),
+    number(withUnit(each.value, each.unit, costs.currency)),
     element("td", "", each.from), element("td", "run-note", each.how)));
   return card("Where each figure comes from", ["prices of " + costs.prices_as_of],
-    table(["Input", numberHeading("Value"), "Unit", "From", "How"], rows));
+    table(["Input", numberHeading("Value"), "From", "How"], rows));
 }
 
 function drawCurves({ advice, currency }) {
   const { hit_curves: found } = advice;
   const measured = found.measured_hit_rate == null ? "" :
     ` Measured within 24 h: ${(100 * found.measured_hit_rate).toFixed(1)} %.`;
-  show("curves-note", (found.too_little ? `Nothing is advised: ${found.too_little}.` :
+  show("curves-note", (found.too_little ? `No hit-rate curves to go by: ${found.too_little}.` :
     `From ${count(found.accesses)} accesses within ${plain(found.hours)} h, ` +
     `${count(found.sampled_entities)} entities in the sample.`) + measured);
   for (const figure of document.querySelectorAll("[data-curve]")) {
@@ -102,13 +141,15 @@ function drawPromised(days) {
   const inOrder = [...days].reverse();
   drawPromises("chart-promised-hits", inOrder, (side) => side.hit_rate == null ? null : 100 * side.hit_rate,
     { ticksuffix: " %", hoverformat: ".1f" });
-  drawPromises("chart-promised-cost", inOrder, (side) => side.cost, { tickformat: "~s", hoverformat: ".2f" });
+  const { currency } = days.map((day) => day.promised || day.came).find(Boolean);
+  drawPromises("chart-promised-cost", inOrder, (side) => side.cost,
+    { tickformat: "~s", hoverformat: ".2f", title: { text: currency + " a day", standoff: 12 } });
 }
 
 function promisesCard(days) {
   const first = days.findLastIndex((day) => day.promised || day.came);
   const rows = days.slice(0, Math.min(first + 1, ROWS)).map(promiseRow);
-  const titles = ["Hit rate", "Cost", "Peak/s", "Peak misses/s"];
+  const titles = ["Hit rate", "Cost a day", "Requests/s at the peak", "Misses/s at the peak"];
   const headings = titles.flatMap((title) => [numberHeading(title + ", promised"), numberHeading("came")]);
   return card("What was promised, and what came", ["the last " + ROWS + " days, in UTC; the lines show " + days.length],
     table(["Day", ...headings, "Note"], rows,
@@ -124,7 +165,8 @@ keepDrawing((data) => {
   if (!costs) return;
   const hint = document.getElementById("cost-hint");
   hint.hidden = !costs.missing;
-  hint.textContent = costs.missing ? "Too little was measured for a cost: " + costs.missing : "";
+  hint.textContent = costs.missing ? `Too little was measured for a cost: ${costs.missing.replace(/: give --.*$/, "")}. ` +
+    "A published run tells the number of entities, and requests tell the rest." : "";
   drawCosts(costs);
   drawAdvice(costs);
   document.getElementById("cost-charts").hidden = !costs.curve;
@@ -135,5 +177,5 @@ keepDrawing((data) => {
   drawCurves(costs);
   drawPromised(costs.promises);
   document.getElementById("cost-tables").replaceChildren(
-    adviceCard(costs.advice), promisesCard(costs.promises), inputsCard(costs));
+    adviceCard(costs), promisesCard(costs.promises), inputsCard(costs));
 });

@@ -9,7 +9,7 @@ import pytest
 
 from inference.economics.inputs import Basis, CostInputs, Figure, complete_figures
 from inference.economics.prices import read_prices
-from inference.economics.traffic_curves import CurveName, TrafficCurves, traffic_curves
+from inference.economics.traffic_curves import Advised, CurveName, TrafficCurves, traffic_curves
 from inference.monitoring.access_sample import AccessSample
 from inference.monitoring.asked_filters import DAY_S
 from inference.settings import AccessLogSettings, BatchSettings, ModelSettings
@@ -148,3 +148,25 @@ def test_without_a_schedule_there_is_no_curve_of_the_batch_ttl() -> None:
     assert CurveName.BATCH_TTL not in [curve.name for curve in found.curves]
     shares = next(curve for curve in found.curves if curve.name is CurveName.HOTTEST)
     assert shares.label(shares.today) == "0 %"
+
+
+def test_a_point_that_the_advice_has_chosen_is_the_advised_one() -> None:
+    sample, settings = sample_of(20_000, 5_000), model()
+    given = {
+        CurveName.BATCH_TTL: Advised(100_000.0, "as old as an answer may be"),
+        CurveName.INTERVAL: Advised(None, "no runs"),
+    }
+    found = traffic_curves("m", settings, sample, FIGURES, CostInputs.of(FIGURES), run_s=600.0, advised=given)
+    curves = {curve.name: curve for curve in found.curves}
+    ttl = curves[CurveName.BATCH_TTL]
+    assert ttl.advised is not None
+    assert ttl.advised.at == 100_000
+    assert ttl.advised in ttl.points
+    assert ttl.why.startswith("as old as an answer may be")
+    assert (curves[CurveName.INTERVAL].advised, curves[CurveName.INTERVAL].why[:7]) == (None, "no runs")
+
+
+def test_an_assumed_hit_rate_is_not_called_measured() -> None:
+    assumed = FIGURES | {"hit_rate": Figure(0.9, Basis.DEFAULT, "an assumption")}
+    found = traffic_curves("m", model(), sample_of(900, 400), assumed, None)
+    assert found.to_json()["measured_hit_rate"] is None
