@@ -1,18 +1,15 @@
 """The dashboard as an operator uses it: a browser over the whole stack, under a prefix and basic auth.
 
-The tests tell one story, in their order. With `FORECACHE_PICTURES` set to a folder they write the screenshots of
-`docs/images` there.
+The tests tell one story, in their order.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -39,16 +36,6 @@ class Desk:
     def look(self, page: str) -> Browser:
         self.browser.open(f"{self.stack.dashboard_url}/{page}")
         return self.browser
-
-    def picture(self, name: str) -> None:
-        folder = os.environ.get("FORECACHE_PICTURES")
-        self.browser.picture(Path(folder or self.stack.folder) / f"{name}.png")
-
-    def pictures(self, name: str) -> None:
-        self.picture(name)
-        self.browser.use_theme("dark")
-        self.picture(f"{name}-dark")
-        self.browser.use_theme("light")
 
     def run_state(self) -> str:
         return str(httpx.get(f"{self.stack.url}/runs").json()["runs"][0]["state"])
@@ -141,7 +128,6 @@ def test_light_and_dark_are_flowers_own(desk: Desk) -> None:
     wait_for(lambda: browser.script(line) != light[1], "charts in dark colours", 10)
     assert browser.script(ground) != light[0]
     browser.use_theme("light")
-    desk.pictures("hit-rates")
     assert browser.complaints() == []
 
 
@@ -154,7 +140,6 @@ def test_queues_and_workers_are_there_with_versions(desk: Desk) -> None:
     # "delay", workers are asked, by the one API process there is
     wait_for(lambda: "1 of 1" in browser.text("#queues-cards"), "the API's breakers", 20)
     assert "1 process alive" in browser.text("#queues-cards")
-    desk.pictures("queues")
     assert browser.complaints() == []
 
 
@@ -201,7 +186,6 @@ def test_the_previous_generation_is_served_again_by_a_button(desk: Desk) -> None
     before = desk.stack.deployment.predictions("delay").pointer()
     assert before.previous is not None
     browser = desk.look("runs")
-    desk.pictures("runs")
     browser.press("Roll back")
     assert f"generation {before.previous}" in browser.text("#runs-question")
     browser.press("Roll back", "#runs-confirm")

@@ -4,6 +4,11 @@ import { element, post, root } from "./page.js";
 const BADGES = { published: "bg-success", failed: "bg-danger", cancelled: "bg-secondary", held: "bg-warning",
   compared: "bg-secondary" };
 
+// the colour of a run's bar: only what serves, or may, is green
+const BARS = { failed: "bg-danger", cancelled: "bg-secondary", held: "bg-warning", published: "bg-success" };
+
+export const barColour = (state) => BARS[state] || "bg-primary";
+
 export const badge = (state) => element("span", "badge " + (BADGES[state] || "bg-primary"), state);
 
 export function say(text, failed) {

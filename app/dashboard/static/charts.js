@@ -52,12 +52,18 @@ function span(points) {
   return [shifted(points[0], -step / 2), shifted(points[points.length - 1], step / 2)];
 }
 
+// Sizes of the dots of a line, which is not drawn through points without requests. If there are many points, only those
+// without a neighbour have a dot: no line would show them.
+function dots(y) {
+  const alone = (at) => y[at] != null && y[at - 1] == null && y[at + 1] == null;
+  return y.map((_, at) => (y.length <= 70 || alone(at) ? 5 : 0));
+}
+
 export function drawHitRate(id, points) {
   const y = points.map((point) => (point.hit_rate == null ? null : 100 * point.hit_rate));
   draw(id, [{
-    x: points.map(at), y, type: "scatter", mode: points.length > 70 ? "lines" : "lines+markers", name: "Hit rate",
-    line: { color: outcomeColour("hit_batch"), width: 2 }, marker: { size: 6 }, fill: "tozeroy",
-    fillcolor: outcomeColour("hit_batch") + "22", hovertemplate: "%{y:.1f} %<extra></extra>", connectgaps: false,
+    x: points.map(at), y, type: "scatter", mode: "lines+markers", name: "Hit rate", marker: { size: dots(y) },
+    line: { color: outcomeColour("hit_batch"), width: 2 }, hovertemplate: "%{y:.1f} %<extra></extra>", connectgaps: false,
   }], { range: span(points), showlegend: false, yaxis: { range: [0, 102], ticksuffix: " %" } });
 }
 
@@ -70,11 +76,13 @@ export function drawOutcomes(id, points) {
 
 export function drawLatency(id, points, field) {
   const shades = { p50: "--outcome-hit-batch", p95: "--outcome-computed", p99: "--outcome-shed" };
-  draw(id, Object.entries(shades).map(([quantile, name]) => ({
-    x: points.map(at), y: points.map((point) => (point[field][quantile] == null ? null : 1000 * point[field][quantile])),
-    type: "scatter", mode: points.length > 70 ? "lines" : "lines+markers", name: quantile,
-    line: { color: colour(name), width: 1.75 }, marker: { size: 5 }, hovertemplate: "%{y:.2f} ms",
-  })), { range: span(points), yaxis: { ticksuffix: " ms" } });
+  draw(id, Object.entries(shades).map(([quantile, name]) => {
+    const y = points.map((point) => (point[field][quantile] == null ? null : 1000 * point[field][quantile]));
+    return {
+      x: points.map(at), y, type: "scatter", mode: "lines+markers", name: quantile, marker: { size: dots(y) },
+      line: { color: colour(name), width: 1.75 }, hovertemplate: "%{y:.2f} ms", connectgaps: false,
+    };
+  }), { range: span(points), yaxis: { ticksuffix: " ms" } });
 }
 
 // --- costs

@@ -43,6 +43,23 @@ function timesTable(windows) {
     number(quantiles(figures.age_s)))));
 }
 
+// What each version answered: of errors and declared defaults, no version is known.
+function versionsCard(serving, figures) {
+  const role = (version) => [
+    ...(version === serving.active_version ? ["answers"] : []),
+    ...Object.keys(serving.labels).filter((label) => serving.labels[label] === version),
+  ].join(", ");
+  const rows = figures.versions.map((one) => element("tr", "",
+    element("td", "", String(one.version)), element("td", "", role(one.version) || "—"),
+    number(count(one.total)), number(percent(figures.total ? one.total / figures.total : null)),
+    element("td", "rate", percent(one.hit_rate), outcomeBar(one)),
+    ["hit_batch", "hit_realtime", "computed", "stale", "previous"].map((name) => number(count(one.outcomes[name])))));
+  const headings = ["Version", "Role", numberHeading("Answers"), numberHeading("Of all"), element("th", "rate", "Hit rate"),
+    ...["hit_batch", "hit_realtime", "computed", "stale", "previous"].map((name) => numberHeading(OUTCOME_NAMES[name]))];
+  return card("Model versions", ["answers within " + WINDOW_NAMES[figures.window_s] + ", by the version that computed them"],
+    table(headings, rows, "No version answered."));
+}
+
 function servingFacts(serving) {
   const facts = [
     serving.generation == null ? "no generation yet" : "generation " + serving.generation,
@@ -97,6 +114,7 @@ function drawModel(model, windowS) {
   drawLatency("chart-miss-latency", model.points, "miss_latency_s");
   document.getElementById("hit-rates-tables").replaceChildren(
     card(model.model, servingFacts(model.serving), windowsTable(model.windows)),
+    versionsCard(model.serving, figures),
     card("Times", ["within 20 % of the exact value"], timesTable(model.windows)));
 }
 

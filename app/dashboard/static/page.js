@@ -40,25 +40,45 @@ export function bytes(value) {
   return (value / 2 ** 30).toFixed(1) + " GiB";
 }
 
+// In the browser's time zone, which the head of every page names.
 export function localTime(iso) {
   if (!iso) return "—";
   const at = new Date(iso);
   return isNaN(at) ? String(iso) : at.toLocaleString("sv-SE");
 }
 
-export function table(headings, rows, none) {
-  const cells = headings.map((heading) => (heading instanceof Node ? heading : element("th", "", heading)));
-  if (!rows.length) {
-    const empty = element("td", "empty-table-message", none);
-    empty.colSpan = cells.length;
-    rows = [element("tr", "", empty)];
-  }
-  const node = element("table", "workers-table table table-hover align-middle w-100 mb-0",
-    element("thead", "", element("tr", "", cells)), element("tbody", "", rows));
-  return element("figure", "table-responsive mb-0", node);
+function zone() {
+  const minutes = -new Date().getTimezoneOffset();
+  const two = (value) => String(Math.floor(Math.abs(value))).padStart(2, "0");
+  const offset = "UTC" + (minutes ? `${minutes < 0 ? "−" : "+"}${two(minutes / 60)}:${two(minutes % 60)}` : "");
+  const name = new Intl.DateTimeFormat().resolvedOptions().timeZone;
+  return name && name !== "UTC" ? `${offset}, ${name}` : offset;
 }
 
-export const number = (text) => element("td", "number", text);
+export function table(headings, rows, none) {
+  if (!rows.length) return element("p", "empty-table-message mb-0", none);
+  const cells = headings.map((heading) => (heading instanceof Node ? heading : element("th", "", heading)));
+  const node = element("table", "workers-table table table-hover align-middle w-100 mb-0",
+    element("thead", "", element("tr", "", cells)), element("tbody", "", rows));
+  const scroller = element("figure", "table-responsive mb-0", node);
+  const box = element("div", "table-box", scroller, element("p", "table-more", "More columns: scroll sideways →"));
+  scroller.addEventListener("scroll", () => markEnds(box, scroller), { passive: true });
+  resized.observe(scroller);
+  return box;
+}
+
+// A table that is wider than its place says so, and can be scrolled by the keyboard.
+function markEnds(box, scroller) {
+  const { scrollLeft, scrollWidth, clientWidth } = scroller;
+  box.classList.toggle("more-right", scrollLeft + clientWidth < scrollWidth - 1);
+  box.classList.toggle("more-left", scrollLeft > 1);
+  if (scrollWidth > clientWidth) scroller.tabIndex = 0;
+  else scroller.removeAttribute("tabindex");
+}
+
+const resized = new ResizeObserver((entries) => entries.forEach(({ target }) => markEnds(target.parentElement, target)));
+
+export const number = (text) => element("td", "number", ...[text].flat());
 export const numberHeading = (text) => element("th", "number", text);
 
 export const note = (text) => element("p", "card-note", text);
@@ -94,7 +114,7 @@ export function choices(id, name, options, chosen) {
   if (box.dataset.drawn === key) return;
   box.dataset.drawn = key;
   box.replaceChildren(...options.map(([value, text]) => {
-    const button = element("button", "btn btn-sm btn-outline-primary" + (value === chosen ? " active" : ""), text);
+    const button = element("button", "btn btn-sm btn-choice" + (value === chosen ? " active" : ""), text);
     button.type = "button";
     button.setAttribute("aria-pressed", String(value === chosen));
     button.addEventListener("click", () => choose(name, value));
@@ -139,7 +159,7 @@ export function keepDrawing(draw) {
       // do not redraw unchanged figures: so a selection or scroll position stays
       if (key !== drawn) draw(data);
       drawn = key;
-      say("Live · " + localTime(readAt).slice(-8), true);
+      say(`Live · ${localTime(readAt).slice(-8)} (${zone()})`, true);
     } catch (error) {
       if (mine !== asked) return;
       say("Not refreshed: " + error.message, false);

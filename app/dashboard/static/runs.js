@@ -1,7 +1,7 @@
 // The page of runs: a model's newest runs, all details of one, and the buttons.
 import { card, choice, choices, choose, count, duration, element, keepDrawing, localTime, number, numberHeading,
   percent, root, table } from "./page.js";
-import { badge, button, confirmAndPost, heldButtons } from "./actions.js";
+import { badge, barColour, button, confirmAndPost, heldButtons } from "./actions.js";
 
 const CELLS = { "#": "done", "+": "partly", ">": "scoring", o: "waiting", ".": "unsent" };
 const READ_ONLY = root.dataset.readOnly === "true";
@@ -13,13 +13,14 @@ const act = (question, text, body, told) => confirmAndPost(question, text, body,
   else refresh();
 });
 
-function modelButtons(data) {
-  const { model, serving } = data;
-  const buttons = [button("Start a run", "btn-primary", () => act(
-    `Start a run of ${model}?`, "Start", { action: "start", model }, (run) => `Run ${run.run_id} is ${run.state}.`))];
+const startButton = ({ model }) => button("Start a run", "btn-primary", () => act(
+  `Start a run of ${model}?`, "Start", { action: "start", model }, (run) => `Run ${run.run_id} is ${run.state}.`));
+
+function rollbackButtons({ model, serving }) {
+  const buttons = [];
   if (serving.previous_generation != null) {
     const { generation, previous_generation: previous } = serving;
-    buttons.push(button("Roll back", "btn-danger", () => act(
+    buttons.push(button("Roll back", "btn-outline-danger", () => act(
       `Serve generation ${previous} of ${model} again, instead of ${generation}? If that is of an older model version, ` +
       "the newer one is held back. If both are of one version nothing is, and the next scheduled run publishes again.",
       "Roll back", { action: "rollback", model, generation },
@@ -36,7 +37,7 @@ function runButtons(run) {
       (after) => `Run ${runId} is ${after.state}.`))];
   }
   if (run.state === "held") return heldButtons(run, act);
-  if (["failed", "cancelled"].includes(run.state)) {
+  if (run.can_resume) {
     return [button("Resume this run", "btn-primary", () => act(
       `Resume run ${runId}? Only what is left is scored.`, "Resume", { action: "resume", run_id: runId },
       (after) => `Run ${runId} is ${after.state}.`))];
@@ -47,26 +48,29 @@ function runButtons(run) {
 function drawButtons(data) {
   const { model, serving, details } = data;
   const box = document.getElementById("runs-buttons");
-  const key = JSON.stringify([model, serving, details && [details.run_id, details.state]]);
+  const key = JSON.stringify([model, serving, details && [details.run_id, details.state, details.can_resume]]);
   // a button does nothing if the page replaces it while it is pressed
   if (READ_ONLY || box.dataset.drawn === key) return;
   box.dataset.drawn = key;
-  box.replaceChildren(...modelButtons(data), ...(details ? runButtons(details) : []));
+  box.replaceChildren(startButton(data), ...(details ? runButtons(details) : []));
+  document.getElementById("runs-rollback").replaceChildren(...rollbackButtons(data));
 }
 
 // --- one run
 
 function progress(run) {
   const share = run.rows_total ? run.rows_done / run.rows_total : 0;
-  const bar = element("div", "progress-bar");
+  const bar = element("div", "progress-bar " + barColour(run.state));
   bar.style.width = 100 * share + "%";
   const box = element("div", "progress", bar);
   box.setAttribute("role", "progressbar");
+  box.setAttribute("aria-label", "Rows done, run " + run.state);
   box.setAttribute("aria-valuenow", String(Math.floor(100 * share)));
   return box;
 }
 
-function chunkGrid(map) {
+function chunkGrid(map, state) {
+  const given = ["failed", "cancelled"].includes(state) ? "chunks-ended" : "";
   const grid = element("div", "chunk-grid", [...map].map((cell) => {
     const node = element("i", "chunk chunk-" + (CELLS[cell] || "unsent"));
     node.title = CELLS[cell] || "";
@@ -75,7 +79,7 @@ function chunkGrid(map) {
   grid.setAttribute("aria-label", "Chunks in order");
   const legend = element("p", "chunk-legend", Object.values(CELLS).map((name) =>
     element("span", "", element("i", "chunk chunk-" + name), name)));
-  return element("div", "", grid, legend);
+  return element("div", given, grid, legend);
 }
 
 // Shows the end of a path, which says most; the tooltip has all of it.
@@ -129,7 +133,7 @@ function quarantineTable(reasons) {
 
 function detailCards(details) {
   const head = card(details.run_id, [badge(details.state)],
-    element("div", "run-body", progress(details), chunkGrid(details.chunks.map), facts(details)));
+    element("div", "run-body", progress(details), chunkGrid(details.chunks.map, details.state), facts(details)));
   if (!details.entities_asked && !details.since && !["queued", "running"].includes(details.state)) {
     const link = element("a", "", "How it differs from what serves, or served before");
     link.href = root.dataset.differences + "?" + new URLSearchParams({ model: details.model, run: details.run_id });
@@ -145,7 +149,15 @@ function detailCards(details) {
 
 // --- the list
 
-function runRow(run, shown) {
+function generationCell(run, serving) {
+  const { generation, previous_generation: previous } = serving;
+  const text = run.generation == null ? "—" : String(run.generation);
+  if (run.state !== "published" || run.generation == null) return number(text);
+  if (run.generation === generation) return number([element("span", "badge bg-success me-2", "serves"), text]);
+  return number(run.generation === previous ? [element("span", "run-note me-2", "before it"), text] : text);
+}
+
+function runRow(run, shown, serving) {
   const link = element("a", "", element("code", "", run.run_id));
   const parameters = choice();
   parameters.set("run", run.run_id);
@@ -156,7 +168,7 @@ function runRow(run, shown) {
     element("td", "", link), element("td", "", badge(run.state)), kind(run), element("td", "", run.trigger),
     element("td", "", localTime(run.started_at || run.created_at)),
     number(count(run.rows_done) + share), outside(run), number(count(run.rows_quarantined)),
-    number(run.generation == null ? "—" : run.generation));
+    generationCell(run, serving));
 }
 
 // What a run scores; the tooltip says what became of a run that was to score only what changed.
@@ -192,7 +204,7 @@ function listCard(data) {
   const facts_ = serving.generation == null ? ["no generation yet"]
     : ["generation " + serving.generation, "version " + serving.active_version];
   return card(data.model, facts_, table(headings,
-    data.runs.map((run) => runRow(run, data.details && data.details.run_id)), noRun(data.model)));
+    data.runs.map((run) => runRow(run, data.details && data.details.run_id, serving)), noRun(data.model)));
 }
 
 refresh = keepDrawing((data) => {
