@@ -146,11 +146,12 @@ def _draw(axes: Any, curve: TrafficCurve, currency: str) -> None:
     value, low, high = ([100 * each for each in rates] for rates in zip(*map(_rates, curve.points), strict=True))
     axes.fill_between(at, low, high, color=HYBRID, alpha=0.15, linewidth=0)
     axes.plot(at, value, color=HYBRID, linewidth=2)
-    for name, point, fill in (("today", curve.today, INK), ("advised", curve.advised, "white")):
+    # a ring around the dot, where both are one point
+    for name, point, fill, size in (("advised", curve.advised, "white", 13), ("today", curve.today, INK, 7)):
         if point is not None:
             where = point.at * (100 if curve.name.is_share else 1)
             cost = "" if point.cost_per_day is None else f", {currency} {point.cost_per_day:.4g} a day"
-            axes.plot([where], [100 * point.hit_rate.value], "o", color=INK, markerfacecolor=fill, markersize=8,
+            axes.plot([where], [100 * point.hit_rate.value], "o", color=INK, markerfacecolor=fill, markersize=size,
                       label=f"{name}: {curve.label(point)}, {point.hit_rate.value:.1%}{cost}")  # fmt: skip
     axes.set_title(curve.name.words, loc="left", fontweight="bold")
     axes.set(ylabel="hit rate, %", ylim=(0, 102))

@@ -153,8 +153,8 @@ function generationCell(run, serving) {
   const { generation, previous_generation: previous } = serving;
   const text = run.generation == null ? "—" : String(run.generation);
   if (run.state !== "published" || run.generation == null) return number(text);
-  if (run.generation === generation) return number([element("span", "badge bg-success me-2", "serves"), text]);
-  return number(run.generation === previous ? [element("span", "run-note me-2", "before it"), text] : text);
+  if (run.generation === generation) return number([element("span", "badge bg-success me-1", "serves"), " ", text]);
+  return number(run.generation === previous ? [element("span", "run-note me-1", "before it"), " ", text] : text);
 }
 
 function runRow(run, shown, serving) {
