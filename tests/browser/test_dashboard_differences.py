@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.browser import Browser, open_browser
+from tests.support.browser import CONTRAST, Browser, open_browser
 from tests.support.models import add_times_version
 from tests.support.stack import Stack
 from tests.support.waiting import wait_for
@@ -124,8 +124,10 @@ def test_the_page_shows_it_and_a_button_compares_again(desk: Desk) -> None:
     assert browser.script("return document.querySelectorAll('#chart-output-0 .point').length") > 20
     assert "[object" not in browser.text("body")
     assert browser.complaints() == []
+    assert browser.script(CONTRAST) == []
     desk.picture("differences")
     browser.use_theme("dark")
+    assert browser.script(CONTRAST) == []
     desk.picture("differences-dark")
     browser.use_theme("light")
     with browser.as_phone():

@@ -16,7 +16,7 @@ from inference.deployment import Deployment
 from inference.redis.clients import WORKER
 from inference.settings import load_settings
 from tasks.broker import CeleryBroker
-from tests.support.browser import Browser
+from tests.support.browser import CONTRAST, Browser
 from tests.support.dashboard import DashboardProcess
 from tests.support.lively_day import CANARY, STABLE, TOML, day_of
 from tests.support.redis_server import RedisServer
@@ -26,7 +26,6 @@ from tests.support.warm_start import run_python
 
 pytestmark = [pytest.mark.integration, pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
 
-CONTRAST = (Path(__file__).parents[1] / "support" / "contrast.js").read_text()
 PAGES = {"hit-rates?window=24h": "hit-rates", "runs": "runs", "queues": "queues", "cost": "cost-page"}
 MORE = ("runs?run=delay-broken", "cost?model=fare")
 

@@ -16,6 +16,8 @@ from tests.support.redis_server import missing
 from tests.support.waiting import wait_for
 
 SIZE = (1440, 1000)
+#: a script that returns the texts of a page whose contrast is below 4.5
+CONTRAST = Path(__file__).with_name("contrast.js").read_text()
 
 
 class Browser:
