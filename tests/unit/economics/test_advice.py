@@ -67,7 +67,7 @@ def test_a_day_of_traffic_and_answers_make_it_sure() -> None:
 def test_predictions_nobody_read_are_those_stored_less_those_asked_for() -> None:
     number = advice().numbers["never_read"]
     assert number.value == 700_000
-    assert "300000 different entities" in number.how
+    assert "300,000 different entities" in number.how
 
 
 def test_the_share_of_answers_that_a_ttl_would_allow_is_told() -> None:
