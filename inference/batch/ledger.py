@@ -15,8 +15,9 @@ from typing import Any
 
 import orjson
 
+from inference.batch.chunk_states import ChunkStates
 from inference.batch.gates import Histogram
-from inference.batch.records import Chunk, ChunkStates, RunRecord, RunState, is_run_id
+from inference.batch.records import Chunk, RunRecord, RunState, is_run_id
 from inference.errors import Conflict, NotFound, StoreFull, Unavailable, UnknownFormat, Unreadable, quoted
 from inference.failures import Failures
 from inference.logs import get_logger

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BeforeValidator, ConfigDict, Field, FiniteFloat, Json, PlainSerializer
 
+from inference.batch.chunk_states import ChunkCounts, ChunkStates, chunk_map
 from inference.batch.gates import BadRows, Gate
 from inference.clock import to_iso
 from inference.errors import BadInput, cut, quoted, shown_name
@@ -29,10 +29,6 @@ from inference.stored_data import (
 
 #: a run's id is a part of paths and of keys
 _RUN_ID = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
-#: cells that the map of a run's chunks has at most; with more chunks, each stands for several
-MAP_CELLS = 60
-#: the characters of that map
-DONE, PARTLY, SCORING, WAITING, UNSENT = "#", "+", ">", "o", "."
 #: reasons for left-out rows that the details of a run name
 _MAX_REASONS = 20
 
@@ -169,17 +165,6 @@ def _masks(part: Slice) -> list[str]:
 
 def _slice(file: int, row_group: int, offset: int, length: int, mask: str = "", chosen: str | None = None) -> Slice:
     return Slice(file, row_group, offset, length, mask or None, chosen)
-
-
-@dataclass(frozen=True)
-class ChunkStates:
-    """Chunks by state. A chunk in none of the sets was not sent yet."""
-
-    done: frozenset[int]
-    #: a worker holds them
-    scoring: frozenset[int] = frozenset()
-    #: sent, and no worker has taken them
-    waiting: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -389,17 +374,6 @@ class RunView(RunStatus):
 
 
 @dataclass(frozen=True)
-class ChunkCounts:
-    """How many chunks are in each state; `map` has a character for each, or for each of 60 stretches of them."""
-
-    done: int
-    scoring: int
-    waiting: int
-    unsent: int
-    map: str
-
-
-@dataclass(frozen=True)
 class Phases:
     """How long each phase took, or has taken so far, in seconds; None: not reached yet."""
 
@@ -453,24 +427,6 @@ class RunDetails(RunView):
             parquet_folder=record.parquet_folder,
             last_error=record.last_error,
         )
-
-
-def chunk_map(chunks: ChunkStates, total: int) -> str:
-    """Return one character for each chunk, or for each of 60 stretches of them, in order."""
-    cells = min(total, MAP_CELLS)
-
-    def counted(numbers: Iterable[int]) -> Counter[int]:
-        return Counter(((number + 1) * cells - 1) // total for number in numbers if 0 <= number < total)
-
-    done, scoring, waiting = counted(chunks.done), counted(chunks.scoring), counted(chunks.waiting)
-    return "".join(
-        DONE if done[cell] == total * (cell + 1) // cells - total * cell // cells
-        else SCORING if scoring[cell]
-        else WAITING if waiting[cell]
-        else PARTLY if done[cell]
-        else UNSENT
-        for cell in range(cells)
-    )  # fmt: skip
 
 
 def _shown(record: RunRecord, now: float) -> dict[str, Any]:

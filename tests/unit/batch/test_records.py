@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from inference.batch import RunState, RunView
+from inference.batch.chunk_states import ChunkStates, chunk_map
 from inference.batch.gates import BadRows, Gate
-from inference.batch.records import ChunkStates, Engine, Fingerprint, RunDetails, RunRecord, Trigger, chunk_map
+from inference.batch.records import Engine, Fingerprint, RunDetails, RunRecord, Trigger
 from inference.errors import UnknownFormat, Unreadable
 from inference.redis.keys import TableKind
 from inference.stored_data import DATA_FORMAT
