@@ -68,10 +68,10 @@ def _entities(name: str, of_model: ModelSettings, settings: Settings) -> list[st
     """Return the first ids of the model's table."""
     from inference.batch.paths import locate_source
     from inference.features import check_key_columns
-    from inference.sources import open_source, read_ids, whole_slices
+    from inference.sources import open_any, read_ids, whole_slices
 
     column = of_model.entity_column
-    source = open_source(locate_source(settings, name, of_model, None, confined=False), as_text=[column])
+    source = open_any(locate_source(settings, name, of_model, None, confined=False), as_text=[column])
     check_key_columns(source, column, None)
     ids: list[str] = []
     for some in read_ids(source.files, whole_slices(source.files), column):

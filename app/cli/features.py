@@ -27,12 +27,15 @@ _EMPTY_TEXT = '""'
 @app.command()
 def load(
     first: Annotated[str, typer.Argument(metavar="MODEL|PATH", help=_IF_SEVERAL, autocompletion=complete_model)],
-    second: Annotated[str | None, typer.Argument(metavar="PATH", help="A Parquet file, a folder or a URI.")] = None,
+    second: Annotated[
+        str | None, typer.Argument(metavar="PATH", help="A Parquet or CSV file, a folder, a URI, or delta:PATH.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Load a Parquet table of features. It replaces the loaded one, whole or not at all."""
+    """Load a table of features. It replaces the loaded one, whole or not at all."""
     from inference.features import Vectoriser, load_features
     from inference.models import record_to_serve
+    from inference.sources import absolute_source
 
     with open_deployment() as deployment:
         named, path = model_and(first, second, deployment.settings)
@@ -41,7 +44,7 @@ def load(
         record = record_to_serve(deployment.settings, deployment.registry, model)
         report = load_features(
             deployment.features(model),
-            path if "://" in path else str(Path(path).absolute()),
+            absolute_source(path, Path.cwd()),
             Vectoriser(record.contract, record.signature),
             entity_column=of_model.entity_column,
             event_time_column=of_model.event_time_column,

@@ -26,7 +26,11 @@ class Options:
         ),
     ] = None
     features: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A Parquet file or folder with one row per entity.")
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="A table with one row per entity: a Parquet file or folder, a CSV file, or delta:FOLDER.",
+        ),
     ] = None
     entity_column: Annotated[str | None, typer.Option(metavar="NAME", help="The column of entity ids.")] = None
     event_time_column: Annotated[

@@ -32,7 +32,7 @@ from inference.schema import DType, TensorSpec
 from inference.settings import ModelSettings, Settings, WorkerSettings, load_settings, settings_file
 from inference.settings.fields import parse_schedule
 from inference.settings.settings import MODEL_NAME
-from inference.sources import Source, open_source
+from inference.sources import Source, absolute_source, open_any
 
 _LABEL_WIDTH = len("event_time_column:")
 
@@ -52,7 +52,7 @@ class Subject:
         """Return the table to match. The predicted value may have the name of the model or of an output."""
         taken = [one.value for one in (self.entity_column, self.event_time_column) if one.value]
         targets = [self.model, *self.model.replace("_", "-").split("-"), *(spec.name for spec in outputs)]
-        return UserTable(Path(self.source.path).name, self.source.schema, taken, targets)
+        return UserTable(Path(self.source.name).name, self.source.schema, taken, targets)
 
 
 class Onboarding:
@@ -89,8 +89,13 @@ class Onboarding:
         path = need("--model", what, options.model, files.check_model)
         name = _model_name(options.name, path)
         target.check_model(name)
-        source = need("--features", "Parquet file or folder, one row per entity", options.features, _source)
-        _say("table", f"{source.path}: {_number(source.rows)} rows, {_number(len(source.schema.names))} columns")
+        source = need(
+            "--features",
+            "Parquet file or folder, CSV file or delta:FOLDER, one row per entity",
+            options.features,
+            _source,
+        )
+        _say("table", f"{source.name}: {_number(source.rows)} rows, {_number(len(source.schema.names))} columns")
         entity = self._entity_column(source, name)
         event_time = self._event_time_column(source, entity)
         if options.rows == "newest" and event_time.value is None:
@@ -112,7 +117,7 @@ class Onboarding:
         signature, record = self._newest_version(subject)
         if source.files[0].partition:  # the values in folder names get their type from the model
             texts = [feature.table_column for feature in record.contract.given if feature.dtype is DType.STRING]
-            source = open_source(source.path, as_text=[str(subject.entity_column.value), *texts])
+            source = open_any(source.path, as_text=[str(subject.entity_column.value), *texts])
             subject = replace(subject, source=source)
         match = self._match(record, folder.path, subject.table(record.signature.outputs))
         trial = self._try(subject, record, match, signature)
@@ -120,7 +125,7 @@ class Onboarding:
         proposed = Proposal(
             model=subject.model,
             path=proposal.spelled(folder.home, subject.root),
-            features=proposal.spelled(Path(source.path), subject.root),
+            features=proposal.spelled_source(source.name, subject.root),
             allow_code=options.allow_code,
             rows=options.rows,
             signature=signature,
@@ -145,7 +150,7 @@ class Onboarding:
 
         guess = None
         if self._options.entity_column is None:
-            candidates = key_columns.entity_candidates(source.schema, f"{Path(source.path).stem} {name}")
+            candidates = key_columns.entity_candidates(source.schema, f"{Path(source.name).stem} {name}")
             guess = key_columns.guess_entity_column(
                 key_columns.read_first_rows(source, candidates),
                 key_columns.unfit_id_columns(source.schema),
@@ -310,7 +315,7 @@ def _check_schedule(schedule: str) -> None:
 def _source(text: str) -> Source:
     if "://" in text:
         raise SettingsError(f"{text!r} is not on this machine: give a Parquet file or a folder", field="features")
-    return open_source(str(Path(text).expanduser()))
+    return open_any(absolute_source(text, Path.cwd()))
 
 
 def _model_name(given: str | None, path: Path) -> str:
@@ -369,7 +374,7 @@ def _at_home(place: Path, folder: ModelFolder) -> Path:
 
 
 def _print_next_steps(settings: Settings, proposed: Proposal, source: Source, trial: Trial) -> None:
-    features = shlex.quote(source.path)
+    features = shlex.quote(source.name)
     typer.echo("\nNext, the first in a terminal of its own, where it stays:")
     typer.echo("  forecache up")
     typer.echo(f"  forecache batch run {proposed.model} --wait")

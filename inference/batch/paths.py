@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,8 +16,16 @@ from inference.batch.records import RunRecord, is_run_id
 from inference.clock import to_datetime
 from inference.errors import BadInput, SettingsError, SourceError, quoted
 from inference.settings import ModelSettings, Settings
-from inference.sources import SourceFile, check_path, fixed_part, list_files
-from inference.storage import is_uri, open_location, split_uri
+from inference.sources import (
+    LakeTable,
+    SourceFile,
+    absolute_source,
+    check_path,
+    fixed_part,
+    folder_of,
+    list_files,
+)
+from inference.storage import is_uri, open_location
 
 #: the instant of the request, as a run's id tells it
 _STAMP = re.compile(r"-(\d{8}T\d{6})-[0-9a-f]{6}")
@@ -37,21 +46,26 @@ def locate_source(settings: Settings, name: str, model: ModelSettings, requested
             f"model {name!r} has no table of features: set models.{name}.features, or name a source",
             field="source",
         )
-    check_path(chosen)
-    path = absolute_source(settings, chosen)
+    table = LakeTable.read(chosen)
+    check_path(chosen if table is None else table.place)
+    path = absolute_source(chosen, settings.root)
     if requested and confined and not _is_allowed(settings, model, path):
         raise BadInput(f"source {quoted(requested)} lies outside the folder of models.{name}.features", field="source")
     return path
 
 
 def check_source(settings: Settings, name: str, source: str) -> None:
-    """Refuse a run's source that is neither its model's `features` nor in their folder.
+    """Refuse a run's source that is neither its model's `features`, nor in their folder, nor a copy made for a run.
 
     Raises:
         SourceError: the source lies elsewhere, or its model names no table.
     """
     model = settings.model(name)[1]
-    if source != _configured_source(settings, model) and not _is_allowed(settings, model, source):
+    if not (
+        _is_configured(settings, model, source)
+        or _is_snapshot(settings, name, source)
+        or _is_allowed(settings, model, source)
+    ):
         raise SourceError(
             f"the run's source lies outside the folder that models.{name}.features has in this worker's settings: give "
             "the worker the same settings, or put the source there, and start a new run",
@@ -67,11 +81,12 @@ def check_files(settings: Settings, name: str, source: str, files: Iterable[Sour
     """
     check_source(settings, name, source)
     model = settings.model(name)[1]
-    configured = _configured_source(settings, model) or ""
+    table = LakeTable.read(source)
+    # a link below `features` may lead elsewhere: the owner of the settings put it there
+    trusted = _is_configured(settings, model, source) or _is_snapshot(settings, name, source)
+    root = fixed_part(source) if table is None else folder_of(table)
     for file in files:
-        # a link below `features` may lead elsewhere: the owner of the settings put it there
-        is_configured = source == configured and _is_plainly_below(file.path, fixed_part(configured))
-        if not is_configured and not _is_inside(settings, model, file.path):
+        if not (trusted and _is_plainly_below(file.path, root)) and not _is_inside(settings, model, file.path):
             raise SourceError(
                 f"the run's plan names a file outside the folder that models.{name}.features has in this worker's "
                 "settings: start a new run",
@@ -80,33 +95,31 @@ def check_files(settings: Settings, name: str, source: str, files: Iterable[Sour
 
 
 def _configured_source(settings: Settings, model: ModelSettings) -> str | None:
-    return absolute_source(settings, model.features) if model.features else None
+    return absolute_source(model.features, settings.root) if model.features else None
 
 
-def absolute_source(settings: Settings, path: str) -> str:
-    """Return a path of the settings as an absolute one, or a checked URI.
-
-    Raises:
-        BadInput: the path or the URI cannot be read.
-    """
-    if not is_uri(path):
-        try:
-            return str(settings.path(path))
-        except RuntimeError as error:  # ~somebody
-            raise BadInput(
-                f"source {quoted(path)} lies in a home folder that is not known here", field="source"
-            ) from error
-    try:
-        scheme, authority, within = split_uri(path)
-    except BadInput as error:
-        raise BadInput(error.message, field="source") from error
-    return within if scheme == "file" else f"{scheme}://{authority}{within}"
+def _is_configured(settings: Settings, model: ModelSettings, source: str) -> bool:
+    """Return whether a source is the model's `features`, at any version unless the settings name one."""
+    configured = _configured_source(settings, model) or ""
+    own, table = LakeTable.read(configured), LakeTable.read(source)
+    if own is None or table is None:
+        return source == configured
+    return table == own or (own.version is None and replace(table, version=None) == own)
 
 
-def _is_allowed(settings: Settings, model: ModelSettings, path: str) -> bool:
+def _is_snapshot(settings: Settings, name: str, source: str) -> bool:
+    """Return whether a source was written for a run (see `pin_source`)."""
+    return _is_plainly_below(source, snapshots_folder(settings, name, ""))
+
+
+def _is_allowed(settings: Settings, model: ModelSettings, source: str) -> bool:
+    table = LakeTable.read(source)
+    if table is not None and table.kind != "delta":
+        return False
+    path = source if table is None else table.place
     if not _is_inside(settings, model, path):
         return False
-    return is_uri(path) or all(_is_inside(settings, model, file) for file in _reached(path))
+    return is_uri(path) or table is not None or all(_is_inside(settings, model, file) for file in _reached(path))
 
 
 def _is_inside(settings: Settings, model: ModelSettings, path: str) -> bool:
@@ -114,6 +127,10 @@ def _is_inside(settings: Settings, model: ModelSettings, path: str) -> bool:
     home = _configured_source(settings, model)
     if home is None:
         return False
+    table = LakeTable.read(home)
+    if table is not None and table.kind != "delta":
+        return False
+    home = home if table is None else table.place
     if is_uri(home) or is_uri(path):
         return is_uri(home) and is_uri(path) and _is_below(path, _remote_folder(home))
     table = Path(fixed_part(home)).resolve()
@@ -203,6 +220,17 @@ def vectors_folder(settings: Settings, model: str, run_id: str) -> str:
         raise BadInput(f"no run has the id {quoted(run_id)}", field="run_id")
     root = of_model.batch.delta_path.rstrip("/")
     folder = f"{root}/{name}/{run_id}".rstrip("/")
+    return folder if is_uri(folder) else str(settings.path(folder))
+
+
+def snapshots_folder(settings: Settings, model: str, run_id: str) -> str:
+    """Return the folder of the rows that were written as Parquet for a run; without a run id, of all runs of the model.
+
+    Raises:
+        UnknownModel: the settings do not name the model.
+    """
+    name, of_model = settings.model(model)
+    folder = f"{of_model.batch.snapshot_path.rstrip('/')}/{name}/{run_id}".rstrip("/")
     return folder if is_uri(folder) else str(settings.path(folder))
 
 

@@ -16,10 +16,11 @@ from inference.batch.delta import Base, Deltas, copied_at
 from inference.batch.engines import ChunkEngine
 from inference.batch.gates import Gate, entities_gate
 from inference.batch.ledger import KEEP_RUNS, Ledger, is_the_runs_fault
-from inference.batch.paths import check_source, run_folder
+from inference.batch.paths import check_source, run_folder, snapshots_folder
 from inference.batch.publishing import RunTables
 from inference.batch.records import Chunk, Engine, Fingerprint, RunRecord, RunState
 from inference.batch.selection import RowSlice, Selected, Selection, select_rows, unpack_entities
+from inference.batch.snapshots import sweep_snapshots
 from inference.errors import BadInput, Conflict, SourceError
 from inference.failures import sentence_of
 from inference.features import Vectoriser, check_key_columns
@@ -28,7 +29,7 @@ from inference.logs import get_logger
 from inference.models import Inspect, ModelRegistry, VersionRecord, record_of_version, record_to_serve
 from inference.redis.keys import TableKind
 from inference.settings import ModelSettings, Settings
-from inference.sources import Slice, Source, SourceFile, open_source
+from inference.sources import Slice, Source, SourceFile, pin_source
 from inference.store import GenerationState
 from inference.stored_data import json_text_of
 
@@ -77,7 +78,8 @@ class Planner:
         vectoriser = Vectoriser(version.contract, version.signature)
         texts = [model.entity_column, *vectoriser.text_columns]
         check_source(self.settings, run.model, run.source)
-        source = open_source(run.source, as_text=texts, keep_metadata=run.since is not None)
+        folder = snapshots_folder(self.settings, run.model, run.run_id)
+        source = pin_source(run.source, folder, as_text=texts, keep_metadata=run.since is not None)
         check_key_columns(source, model.entity_column, model.event_time_column)
         vectoriser.check_schema(source.schema, run.source)
         return source, _fingerprint(source, model, version)
@@ -135,6 +137,7 @@ class Planner:
             "model_version": fingerprint.model_version,
             "fingerprint": json_text_of(Fingerprint, fingerprint),
             "parquet_folder": self._parquet_folder(run, model),
+            "source": source.path,
         }
         if gates:
             facts["gates"] = json_text_of(list[Gate], gates)
@@ -146,6 +149,7 @@ class Planner:
             facts |= vectors
         self._start(run, version, model, facts, base)
         self.ledger.plans.forget_entities(run.run_id)
+        sweep_snapshots(self.settings, self.ledger, self.tables.predictions(run.model), run)
 
     def _active_set(self, run: RunRecord, model: ModelSettings, rows: int) -> ActiveSet | None:
         """Return the active set of a whole run; None if the settings name none."""

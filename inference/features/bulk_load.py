@@ -24,7 +24,7 @@ from inference.features.key_columns import (
 )
 from inference.features.rows import examples, oldest
 from inference.features.vectoriser import Vectoriser
-from inference.sources import Slice, Source, count_distinct_ids, open_source, read_slices, whole_slices
+from inference.sources import Slice, Source, count_distinct_ids, open_any, read_slices, whole_slices
 from inference.store import GenerationState, Manifest, Table
 
 #: rows written together: large windows put several fields into each HSET
@@ -72,7 +72,7 @@ def load_features(
     keep_s: float,
     rows_per_window: int = ROWS_PER_WINDOW,
 ) -> LoadReport:
-    """Publish a source (an absolute path or a URI, see `open_source`) as the current features of all its entities.
+    """Publish a source (an absolute path, a URI or a `LakeTable`) as the current features of all its entities.
 
     A row that cannot be used refuses the whole load, and the current features stay. Without an event-time column the
     features are as of this load. `newest`: load the newest row of an entity (see `NewestRows`); without it, several
@@ -113,7 +113,7 @@ def load_features(
 def _open(
     path: str, entity_column: str, event_time_column: str | None, vectoriser: Vectoriser, *, newest: bool
 ) -> _Source:
-    source = open_source(path, as_text=[entity_column, *vectoriser.text_columns])
+    source = open_any(path, as_text=[entity_column, *vectoriser.text_columns])
     check_key_columns(source, entity_column, event_time_column)
     vectoriser.check_schema(source.schema, path, stored_only=True)
     name = PurePosixPath(path).name

@@ -31,7 +31,7 @@ from inference.models.versions import Wanted, check_confined, find_versions, fin
 from inference.models.warm_up import SampleRows, WarmUpResult, warm_up
 from inference.schema import DType, GraphSignature, Signature
 from inference.settings import ModelSettings, Settings, WorkerSettings
-from inference.storage import is_uri
+from inference.sources import absolute_source
 
 log = get_logger(__name__)
 
@@ -260,9 +260,7 @@ def inspect_version_in_subprocess(settings: Settings, model: str, version: int) 
 
 def table_of(settings: Settings, of_model: ModelSettings) -> str | None:
     """Return the path or URI of a model's table of features; None if it has none."""
-    if of_model.features is None:
-        return None
-    return of_model.features if is_uri(of_model.features) else str(settings.path(of_model.features))
+    return None if of_model.features is None else absolute_source(of_model.features, settings.root)
 
 
 def _inspect_apart(settings: Settings, model: str, wanted: str, *more: str, what: str) -> dict[int, VersionRecord]:

@@ -24,7 +24,7 @@ from inference.models.loaded import call, observed
 from inference.models.runtimes import Runtime
 from inference.models.runtimes.runtime import MisshapenOutput
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
-from inference.sources import Source, open_source, read_slices, whole_slices
+from inference.sources import Source, open_any, read_slices, state_of, whole_slices
 
 #: so many rows are also tried alone. Their answers may differ from those in the whole call, since a library has other
 #: kernels for other numbers of rows: by a share of the answer, and of the largest answer
@@ -346,8 +346,7 @@ class SampleRows:
     def state(self) -> str:
         """Return a text that changes when the files of the table change, or when the first rows are stored."""
         try:
-            files = open_source(self.table).files if self.table is not None else ()
-            state = " ".join(file.stamp + file.footer for file in files)
+            state = state_of(self.table) if self.table is not None else ""
         except BadInput as error:
             state = error.message
         return f"{state} {rows_in(self.stored()) > 0 if self.stored else False}"
@@ -360,7 +359,8 @@ class SampleRows:
 
 
 def _sample_of_table(table: str, vectoriser: Vectoriser) -> Sample:
-    source, contract = open_source(table, as_text=vectoriser.text_columns), vectoriser.contract
+    source = open_any(table, as_text=vectoriser.text_columns, most_rows=READ_ROWS)
+    contract = vectoriser.contract
     groups = contract.groups_from(GroupSource.REQUEST)
     requested = {one.table_column: one.name for group in groups for one in contract.features_of(group.name)}
     # a feature of requests that is no column gets made-up values

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from inference.batch.schedule import slot_after
 from inference.features import FeatureContract
 from inference.onboarding.key_columns import Guess
 from inference.settings import BatchSettings, RealtimeSettings
+from inference.sources import LakeTable
 
 _HOUR_S = 3600
 #: predictions stay fresh a little longer than the time between two runs, since a run takes time
@@ -68,6 +69,14 @@ def spelled(path: Path, root: Path) -> str:
     return str(absolute)
 
 
+def spelled_source(source: str, root: Path) -> str:
+    """Return a table as settings in the folder `root` spell it."""
+    table = LakeTable.read(source)
+    if table is None:
+        return spelled(Path(source), root)
+    return str(replace(table, place=spelled(Path(table.place), root)) if table.kind == "delta" else table)
+
+
 _WIDTH = 110
 
 _FILE_START = """\
@@ -106,7 +115,7 @@ _MODEL = """\
 [models.{name}]
 # The folder of a model, or of version folders 1/, 2/, …: the newest good one answers.
 path = {path}
-{allow_code}{signature}# The Parquet file or folder that runs score{one_row}.
+{allow_code}{signature}# The table that runs score{one_row}.
 {matched}
 features = {features}
 # The column of entity ids, as in /predict/ID.

@@ -118,7 +118,8 @@ class BatchSettings(Section):
     are computed, and to files in `parquet_path`. `write_share`: the share of the time in which one worker may keep
     Redis busy with writes. `entities`: the rows that a whole run scores, as `entities_rule` reads it; `new_entities`:
     also those that the run that serves did not have. `delta`: scheduled runs score only the rows whose vectors changed,
-    and every run keeps what tells so in `delta_path`; each `full_every`-th scheduled run scores all rows.
+    and every run keeps what tells so in `delta_path`; each `full_every`-th scheduled run scores all rows. A table
+    that is no Parquet is written as Parquet into `snapshot_path`, for each run.
     """
 
     schedule: Schedule | None = None
@@ -146,6 +147,7 @@ class BatchSettings(Section):
     delta: bool = False
     full_every: Annotated[int, Field(ge=1, le=100_000)] = 7
     delta_path: Annotated[str, Field(min_length=1)] = ".forecache/delta"
+    snapshot_path: Annotated[str, Field(min_length=1)] = ".forecache/snapshots"
     engine: Literal["celery", "spark", "ray"] = "celery"
     spark: SparkSettings = SparkSettings()
     ray: RaySettings = RaySettings()

@@ -1,11 +1,14 @@
-"""Tables of features: Parquet files, folders, patterns and partitions, on this machine or in an object store.
+"""Tables of features: Parquet files, folders and patterns of them, Delta, Iceberg, CSV; here or in an object store.
 
-`open_source` reads footers only. `read_slices` streams the rows of a plan, and notices a replaced file.
+`pin_source` opens each of them for a run, and `open_any` for this process alone. `open_source` reads only the footers
+of Parquet files. `read_slices` streams the rows of a plan, and notices a replaced file.
 """
 
 from inference.sources.column_types import concat_rows, plain_column
 from inference.sources.files import check_path, fixed_part, list_files
 from inference.sources.footers import SourceFile, flat_columns, newest_instants
+from inference.sources.lakehouse import LakeTable, folder_of
+from inference.sources.pinning import absolute_source, open_any, pin_source, state_of
 from inference.sources.reading import (
     IdCount,
     Slice,
@@ -29,9 +32,11 @@ from inference.sources.source import (
 
 __all__ = [
     "IdCount",
+    "LakeTable",
     "Slice",
     "Source",
     "SourceFile",
+    "absolute_source",
     "check_path",
     "column_problem",
     "column_type_name",
@@ -40,16 +45,20 @@ __all__ = [
     "find_column",
     "fixed_part",
     "flat_columns",
+    "folder_of",
     "hash_ids",
     "hash_parts",
     "list_files",
     "newest_instants",
+    "open_any",
     "open_source",
     "pack_mask",
+    "pin_source",
     "plain_column",
     "read_ids",
     "read_slices",
     "repeated_hashes",
+    "state_of",
     "unpack_mask",
     "whole_slices",
 ]

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -94,20 +95,24 @@ class Footer:
     metadata: Any = field(default=None, repr=False)
 
 
-def read_footers(place: Location, paths: Sequence[str], *, keep_metadata: bool = False) -> list[Footer]:
+def read_footers(
+    place: Location, paths: Sequence[str], *, keep_metadata: bool = False, of_lake: bool = False
+) -> list[Footer]:
     """Return the footers of many files in their order. Reads several at the same time.
 
-    `keep_metadata`: keep the statistics of the row groups, some kilobytes each.
+    `keep_metadata`: keep the statistics of the row groups, some kilobytes each. `of_lake`: a table's log names them, so
+    they are no copies of another table's files.
 
     Raises:
         SourceError: a file cannot be read, or is no Parquet file; names it.
     """
     threads = min(LOCAL_THREADS if place.is_local else REMOTE_THREADS, len(paths))
     with ThreadPoolExecutor(threads, thread_name_prefix="footers") as pool:
-        return list(pool.map(lambda path: read_footer(place.at(path), keep_metadata=keep_metadata), paths))
+        read = partial(read_footer, keep_metadata=keep_metadata, of_lake=of_lake)
+        return list(pool.map(lambda path: read(place.at(path)), paths))
 
 
-def read_footer(place: Location, *, keep_metadata: bool = False) -> Footer:
+def read_footer(place: Location, *, keep_metadata: bool = False, of_lake: bool = False) -> Footer:
     """Return a file's footer.
 
     Raises:
@@ -130,7 +135,8 @@ def read_footer(place: Location, *, keep_metadata: bool = False) -> Footer:
             raise SourceError(f"{place.name} {message}", field="source") from error
         message = as_parquet(place.name) or f"is not readable as Parquet: {reason_of(error)}"
         raise SourceError(f"{place.name} {message}", field="source") from error
-    refuse_copied_file(place, metadata.metadata or {})
+    if not of_lake:
+        refuse_copied_file(place, metadata.metadata or {})
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     file = SourceFile(
         place.name,

@@ -15,6 +15,7 @@ from inference.schema import DType, cast_expression
 from inference.sources.column_types import common_type, plain_type, type_name
 from inference.sources.files import list_files
 from inference.sources.footers import Footer, SourceFile, read_footers
+from inference.sources.lakehouse import LakeTable, LakeVersion, open_version
 from inference.sources.partitions import PartitionValue, partition_values
 from inference.storage import open_location
 
@@ -36,6 +37,13 @@ class Source:
     schema: pa.Schema
     #: Parquet's own metadata of each file, with `keep_metadata`
     metadata: tuple[Any, ...] = ()
+    #: the source as the user names it, if `path` is a copy
+    original: str = ""
+
+    @property
+    def name(self) -> str:
+        """The source as the user names it."""
+        return self.original or self.path
 
     @property
     def rows(self) -> int:
@@ -51,24 +59,65 @@ class Source:
 def open_source(path: str, *, as_text: Collection[str] = (), keep_metadata: bool = False) -> Source:
     """Return the source at an absolute path or URI: a Parquet file, a folder, a pattern, partitioned or not.
 
-    `as_text`: columns to read as text, such as the ids; values of folder names are not converted then.
+    A Delta or Iceberg table (see `LakeTable`) is opened at the version that `path` names, or its newest, which
+    `Source.path` names then. `as_text`: columns to read as text, such as the ids; values of folder names are not
+    converted then.
 
     Raises:
         SourceError: it does not exist, belongs to a table of another format, has a file that is not readable Parquet,
-            has differently partitioned files, or has no row.
+            has differently partitioned files, or has no row; or the data files of a table do not hold just its rows
+            (see `pin_source`).
         BadInput: the URI's file system cannot be opened.
     """
+    table = LakeTable.read(path)
+    version = open_version(table) if table is not None else None
+    if version is not None:
+        return source_of_version(version, as_text=as_text, keep_metadata=keep_metadata)
     place = open_location(path)
     paths = list_files(place)
-    read = read_footers(place, paths, keep_metadata=keep_metadata)
     # ignore files without rows: their columns often have no type
-    found = [(where, footer) for where, footer in zip(paths, read, strict=True) if footer.file.rows]
+    found = [
+        (where, footer)
+        for where, footer in zip(paths, read_footers(place, paths, keep_metadata=keep_metadata), strict=True)
+        if footer.file.rows
+    ]
     if not found:
-        raise SourceError(f"{path} has no rows: give a table of features with at least one", field="source")
+        raise no_rows(path)
     footers = [footer for _, footer in found]
     partitions = partition_values([where for where, _ in found], [footer.file.path for footer in footers], as_text)
+    return _source(path, footers, partitions)
+
+
+def source_of_version(version: LakeVersion, *, as_text: Collection[str] = (), keep_metadata: bool = False) -> Source:
+    """Return the source that a version's data files are.
+
+    Raises:
+        SourceError: they do not hold just its rows, have none, or one cannot be read.
+    """
+    if version.files is None:
+        raise SourceError(f"{version.table}: its data files do not hold just its rows", field="source")
+    if not version.files:
+        raise no_rows(str(version.table))
+    places = [open_location(file.path) for file in version.files]
+    read = read_footers(places[0], [one.path for one in places], keep_metadata=keep_metadata, of_lake=True)
+    found = [(file, footer) for file, footer in zip(version.files, read, strict=True) if footer.file.rows]
+    if not found:
+        raise no_rows(str(version.table))
+    partitions = [
+        tuple(replace(one, type="string") if one.column in as_text else one for one in file.partition)
+        for file, _ in found
+    ]
+    return _source(str(version.table), [footer for _, footer in found], partitions)
+
+
+def no_rows(path: str) -> SourceError:
+    """Return the error about a table without rows."""
+    return SourceError(f"{path} has no rows: give a table of features with at least one", field="source")
+
+
+def _source(path: str, footers: Sequence[Footer], partitions: Sequence[tuple[PartitionValue, ...]]) -> Source:
     files = tuple(replace(footer.file, partition=values) for footer, values in zip(footers, partitions, strict=True))
-    metadata = tuple(footer.metadata for footer in footers) if keep_metadata else ()
+    metadata = tuple(footer.metadata for footer in footers if footer.metadata is not None)
     return Source(path, files, _common_schema(footers, partitions[0]), metadata)
 
 
@@ -100,6 +149,11 @@ def _nearest(name: str, schema: pa.Schema) -> str:
 def column_problem(field: pa.Field) -> str | None:
     """Return why a column of `Source.schema` cannot be read, with the fix; None if it can."""
     return _note(field, _PROBLEM)
+
+
+def unreadable_field(field: pa.Field, problem: str) -> pa.Field:
+    """Return a column of a schema with the reason why it cannot be read."""
+    return field.with_metadata({_PROBLEM: problem})
 
 
 def column_type_name(field: pa.Field) -> str:
@@ -148,8 +202,9 @@ def _common_schema(footers: Sequence[Footer], partition: Sequence[PartitionValue
         typed = {field.name: plain_type(field.type) for field in footer.schema}
         # some writers store a partition's column in the file too, with its exact values
         typed |= {value.column: plain_type(value.arrow_type) for value in partition if value.column not in typed}
+        problems = {field.name: column_problem(field) or "" for field in footer.schema}
         for name, type_ in typed.items():
-            column = columns.setdefault(name, _Column(type_, path))
+            column = columns.setdefault(name, _Column(type_, path, problems.get(name, "")))
             column.add(name, type_, path)
             if counts[name] > 1:
                 column.problem = column.problem or f"{path}: {_times(name, counts[name])}"

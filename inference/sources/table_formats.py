@@ -23,37 +23,48 @@ from inference.storage import Location
 
 @dataclass(frozen=True)
 class _Format:
-    """A table format. Its folder has `log`; if that is a common name, `inside` matches a file in it."""
+    """A table format. Its folder has `log`; if that is a common name, `inside` matches a file in it.
+
+    `fix`: what reads the table's rows.
+    """
 
     name: str
     log: str
-    export: str
+    fix: str
     inside: re.Pattern[str] | None = None
 
 
+_PLAIN = "write its current rows as plain Parquet, such as "
+
+
 def _duckdb(scan: str) -> str:
-    return f"COPY (FROM {scan}('{{folder}}')) TO 'snapshot.parquet' in DuckDB"
+    return f"{_PLAIN}COPY (FROM {scan}('{{folder}}')) TO 'snapshot.parquet' in DuckDB"
 
 
 def _spark(name: str) -> str:
-    return f"spark.read.format('{name}').load('{{folder}}').write.parquet('snapshot') in Spark"
+    return f"{_PLAIN}spark.read.format('{name}').load('{{folder}}').write.parquet('snapshot') in Spark"
 
 
 _FORMATS = (
-    _Format("a Delta table", "_delta_log", _duckdb("delta_scan")),
+    _Format("a Delta table", "_delta_log", "name it delta:{folder}, which reads its newest version"),
     _Format("a Hudi table", ".hoodie", _spark("hudi")),
     _Format("part of a Hudi table", ".hoodie_partition_metadata", _spark("hudi")),
-    _Format("an Iceberg table", "metadata", _duckdb("iceberg_scan"), re.compile(r"v?\d.*\.metadata\.json(\.gz)?")),
+    _Format(
+        "an Iceberg table",
+        "metadata",
+        "name it iceberg:CATALOG.NAMESPACE.TABLE, by a catalog of pyiceberg's configuration",
+        re.compile(r"v?\d.*\.metadata\.json(\.gz)?"),
+    ),
     _Format("a Paimon table", "snapshot", _spark("paimon"), re.compile(r"snapshot-\d+")),
     _Format("the output of a Spark stream", "_spark_metadata", _spark("parquet")),
 )
 #: Hive's transactional tables have no log: the names of their folders say which files count. They have seven digits,
 #: the first one 0; a folder with a date as its name does not match
 _HIVE_FOLDER = re.compile(r"(base_0\d{6}|(delete_)?delta_0\d{6}_0\d{6}(_\d{4})?)(_v\d+)?")
-_HIVE_EXPORT = "CREATE TABLE snapshot STORED AS PARQUET AS SELECT * FROM … in Hive"
+_HIVE_EXPORT = _PLAIN + "CREATE TABLE snapshot STORED AS PARQUET AS SELECT * FROM … in Hive"  # noqa: S608 - words for people
 #: DuckLake has its log in a database; its files have such names, and some only hold deletes
 _DUCKLAKE_FILE = re.compile(r"ducklake-[0-9a-f-]{36}.*\.parquet")
-_DUCKLAKE_EXPORT = "COPY lake.users TO 'snapshot.parquet' in DuckDB"
+_DUCKLAKE_EXPORT = _PLAIN + "COPY lake.users TO 'snapshot.parquet' in DuckDB"
 #: Databricks writes files in place: a number in their names names the log of their job
 _DATABRICKS_FILE = re.compile(r".*-tid-(\d+)-.*")
 #: marks of other formats in the footer of each file: a copied data file has no log beside it
@@ -82,10 +93,10 @@ def refuse_other_formats(
     names = set(listed)
     for folder, format_ in dict.fromkeys(_logs_below(names)):
         if _any_below(kept, folder):
-            raise _other_format(place.at(folder).name, format_.name, format_.log, format_.export)
+            raise _other_format(place.at(folder).name, format_.name, format_.log, format_.fix)
     for above in (place, *_beyond(place, kept, links)):
         for folder, format_ in _logs_above(above):
-            raise _other_format(place.at(folder).name, format_.name, format_.log, format_.export)
+            raise _other_format(place.at(folder).name, format_.name, format_.log, format_.fix)
     _refuse_hive(place, kept)
     _refuse_ducklake(place, kept)
     _refuse_databricks(place, kept, names)
@@ -100,19 +111,17 @@ def refuse_copied_file(place: Location, notes: Mapping[bytes, bytes]) -> None:
     """
     mark = next((mark for mark in _FOOTER_MARKS if mark in notes), None)
     if mark is not None:
-        name, export = _FOOTER_MARKS[mark]
+        name, fix = _FOOTER_MARKS[mark]
         raise SourceError(
             f"{place.name} is a data file of {name} ({mark.decode()} in its footer): alone it does not tell which "
-            f"of its rows are deleted or replaced; write the table's current rows as plain Parquet, such as "
-            f"{export.format(folder='…')}",
+            f"of its rows are deleted or replaced; {fix.format(folder='…')}",
             field="source",
         )
 
 
-def _other_format(folder: str, name: str, mark: str, export: str) -> SourceError:
+def _other_format(folder: str, name: str, mark: str, fix: str) -> SourceError:
     return SourceError(
-        f"{folder} is {name} ({mark}): its files also hold deleted or replaced rows; write its current rows as plain "
-        f"Parquet, such as {export.format(folder=folder)}",
+        f"{folder} is {name} ({mark}): its files also hold deleted or replaced rows; {fix.format(folder=folder)}",
         field="source",
     )
 

@@ -25,7 +25,7 @@ from inference.redis.clients import Client
 from inference.redis.keys import Keys, TableKind
 from inference.schema import TensorSpec
 from inference.settings import ModelSettings, Settings
-from inference.sources import Source, open_source, read_slices, whole_slices
+from inference.sources import Source, open_any, read_slices, whole_slices
 from inference.storage import is_uri
 from inference.store import Manifest, Table
 from inference.store.codec import codec_for
@@ -45,7 +45,7 @@ def open_table(
     try:
         texts = Vectoriser(record.contract, record.signature).text_columns if record else []
         where = locate_source(settings, name, model, None, confined=False)
-        source = open_source(where, as_text=[model.entity_column, *texts])
+        source = open_any(where, as_text=[model.entity_column, *texts])
         check_key_columns(source, model.entity_column, model.event_time_column)
     except BadInput as problem:
         return error(Check.TABLE, name, problem.message, f"correct the table, or [models.{name}]")
@@ -66,7 +66,7 @@ def check_table(
         fix = "let a worker load the model, then ask again"
         return warning(Check.TABLE, name, f"{rows}; columns not checked: the model's record is not known", fix)
     try:
-        Vectoriser(record.contract, record.signature).check_schema(table.schema, table.path)
+        Vectoriser(record.contract, record.signature).check_schema(table.schema, table.name)
     except BadInput as problem:
         return error(Check.TABLE, name, problem.message, "correct the table, or features.json")
     tried = f"{rows}, with every column that the model needs"

@@ -1,0 +1,169 @@
+"""Reads tables in CSV as streams of rows, each column with one type.
+
+Arrow infers the types from the first rows. A later value that does not fit widens the type of its column, and the table
+is read again from the start: whole numbers become numbers, and anything becomes text. Columns of numbers that turn into
+text say which value did it, to those who need numbers.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as csv
+
+from inference.errors import SourceError, cut
+from inference.sources.files import list_files
+from inference.sources.source import unreadable_field
+from inference.storage import Location, open_location, reason_of
+
+_NAME = re.compile(r".*\.(csv|tsv)(\.(gz|bz2|zst|lz4))?", re.IGNORECASE | re.DOTALL)
+_DELIMITERS = ",;\t|"
+#: bytes that are parsed at a time; the types are inferred from the first ones
+_BLOCK_BYTES = 4 << 20
+#: bytes of the first look: the names of the columns, and which of them hold numbers with leading zeros
+_HEAD_BYTES = 64 << 10
+_MISFIT = re.compile(r"In CSV column #(\d+): Row #(\d+): CSV conversion error to .*: invalid value '(.*)'", re.DOTALL)
+_LEADING_ZERO = r"^[+-]?0\d"
+
+
+class TypesChanged(Exception):
+    """A value does not fit the type of its column, which was widened: read the table again from the start."""
+
+
+def is_csv(path: str) -> bool:
+    """Tell whether a path, a pattern or a URI names tables in CSV, compressed or not."""
+    return _NAME.fullmatch(path) is not None
+
+
+@dataclass
+class CsvTable:
+    """The tables in CSV at an absolute path, a pattern or a URI. `types`: known types, by column.
+
+    Text is UTF-8. A comma, a semicolon, a tab or a bar separates the columns: what the first line has most of. Numbers
+    with leading zeros are text.
+    """
+
+    path: str
+    types: dict[str, pa.DataType]
+    _problems: dict[str, str] = field(default_factory=dict)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield all rows, in batches of one schema.
+
+        Raises:
+            SourceError: a file is missing, is no CSV in UTF-8, has other columns than the first one, or a row with more
+                or fewer values than columns.
+            TypesChanged: see there.
+        """
+        place = open_location(self.path)
+        schema: pa.Schema | None = None
+        for path in list_files(place):
+            for batch in self._read(place.at(path)):
+                if schema is None:
+                    schema = self._noted(batch.schema)
+                yield self._fitted(batch, schema, place.at(path))
+
+    def _read(self, place: Location) -> Iterator[pa.RecordBatch]:
+        names: list[str] = []
+        try:
+            with place.filesystem.open_input_stream(place.path) as stream:
+                head = stream.read(_HEAD_BYTES)
+            if head.startswith(b"PAR1"):
+                name = PurePosixPath(place.path).name.partition(".")[0]
+                message = f"{place.name} is Parquet and called CSV: rename it to {name}.parquet"
+                raise SourceError(message, field="source")
+            delimiter = _delimiter(head)
+            first = _first_rows(head, delimiter)
+            names = first.column_names
+            for name in filter(lambda name: _is_zero_padded(first.column(name)), dict.fromkeys(names)):
+                self.types.setdefault(name, pa.large_string())
+            with place.filesystem.open_input_stream(place.path) as stream, _open(stream, delimiter, self.types) as rows:
+                for name, type_ in zip(names, rows.schema.types, strict=True):
+                    self.types.setdefault(name, type_)
+                yield from rows
+        except (pa.ArrowException, OSError) as error:
+            misfit = _MISFIT.fullmatch(str(error))
+            if misfit is None:
+                raise SourceError(f"{place.name} is not readable as CSV: {_reason(error)}", field="source") from error
+            self._widen(names[int(misfit[1])], misfit[3], f"{place.name}, row {int(misfit[2]):,}")
+            raise TypesChanged from error
+
+    def _widen(self, name: str, value: str, where: str) -> None:
+        """Give a column the next type that holds the value too."""
+        before = self.types[name]
+        after = next(type_ for type_ in _wider(before) if _fits(value, type_))
+        self.types[name] = after
+        if pa.types.is_large_string(after) and not pa.types.is_null(before):
+            self._problems[name] = (
+                f"column {name!r} holds values of type {before}, but {where} has {cut(value)!r} (the header is row 1): "
+                "correct that value, or leave it empty"
+            )
+
+    def _noted(self, schema: pa.Schema) -> pa.Schema:
+        return pa.schema(
+            unreadable_field(one, self._problems[one.name]) if one.name in self._problems else one for one in schema
+        )
+
+    def _fitted(self, batch: pa.RecordBatch, schema: pa.Schema, place: Location) -> pa.RecordBatch:
+        if batch.schema.names != schema.names:
+            names = ", ".join(batch.schema.names)
+            raise SourceError(f"{place.name} has other columns than the first file: {cut(names)}", field="source")
+        return batch.cast(schema)
+
+
+def _open(stream: Any, delimiter: str, types: Mapping[str, pa.DataType]) -> csv.CSVStreamingReader:
+    return csv.open_csv(
+        stream,
+        # rows have no number in the errors of several threads
+        read_options=csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
+        parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        convert_options=csv.ConvertOptions(column_types=dict(types)),
+    )
+
+
+def _delimiter(head: bytes) -> str:
+    line = head.split(b"\n", 1)[0].decode(errors="replace")
+    unquoted = re.sub(r'"[^"]*"', "", line)
+    return max(_DELIMITERS, key=unquoted.count)
+
+
+def _first_rows(head: bytes, delimiter: str) -> pa.Table:
+    """Return the first rows as text."""
+    rows = head[: head.rfind(b"\n") + 1] or head
+    names = _open(io.BytesIO(rows), delimiter, {}).schema.names
+    return _open(io.BytesIO(rows), delimiter, dict.fromkeys(names, pa.large_string())).read_all()
+
+
+def _is_zero_padded(column: pa.ChunkedArray) -> bool:
+    """Tell whether numbers have leading zeros, which they would lose as numbers."""
+    return bool(pc.any(pc.match_substring_regex(column, _LEADING_ZERO)).as_py())
+
+
+def _wider(type_: pa.DataType) -> Iterator[pa.DataType]:
+    if pa.types.is_null(type_):
+        yield pa.int64()
+    if pa.types.is_null(type_) or pa.types.is_integer(type_):
+        yield pa.float64()
+    if pa.types.is_date(type_):
+        yield pa.timestamp("us")
+    yield pa.large_string()
+
+
+def _fits(value: str, type_: pa.DataType) -> bool:
+    try:
+        pa.array([value], pa.large_string()).cast(type_)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _reason(error: BaseException) -> str:
+    reason = reason_of(error)
+    return f"{reason}; write it in UTF-8" if "UTF8" in reason or "UTF-8" in reason else reason

@@ -1,0 +1,182 @@
+"""Reads Delta and Iceberg tables at one version, so that writers cannot change a run's rows.
+
+`delta:PATH`, `delta:PATH@VERSION`, `iceberg:CATALOG.NAMESPACE.TABLE` and `iceberg:…@SNAPSHOT` name such tables. The
+catalogs are those of pyiceberg's own configuration. Where the data files hold just the version's rows, runs read these
+files as they are. Deleted rows, mapped columns and files of an older schema need the libraries' own readers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from inference.errors import SourceError
+from inference.sources.partitions import PartitionValue
+from inference.storage import reason_of
+
+_TEXT = re.compile(r"(?P<kind>delta|iceberg):(?P<place>.+?)(@(?P<version>\d+))?", re.DOTALL)
+_MAPPING = "delta.columnMapping.mode"
+
+
+@dataclass(frozen=True)
+class LakeTable:
+    """A Delta table (`place`: its folder or URI) or an Iceberg table (`place`: catalog, namespace and table).
+
+    `version`: of Delta, or the id of an Iceberg snapshot; None for the newest.
+    """
+
+    kind: str
+    place: str
+    version: int | None = None
+
+    def __str__(self) -> str:
+        """Return the text that settings have."""
+        return f"{self.kind}:{self.place}" + ("" if self.version is None else f"@{self.version}")
+
+    @classmethod
+    def read(cls, text: str) -> LakeTable | None:
+        """Return the table that a text of a source names; None for a path or URI of files."""
+        match = _TEXT.fullmatch(text)
+        return match and cls(match["kind"], match["place"], int(match["version"]) if match["version"] else None)
+
+
+@dataclass(frozen=True)
+class LakeFile:
+    """A data file: its path or URI, and the values of its partition columns."""
+
+    path: str
+    partition: Sequence[PartitionValue] = ()
+
+
+@dataclass(frozen=True)
+class LakeVersion:
+    """One version of a table. `table` names the version too.
+
+    `files`: its data files; None if these do not hold just the rows of the version. `reader`: streams the rows.
+    """
+
+    table: LakeTable
+    columns: tuple[str, ...]
+    files: tuple[LakeFile, ...] | None
+    reader: Callable[[], Any]
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield all rows.
+
+        Raises:
+            SourceError: a file cannot be read, or the library does not know its kind, such as equality deletes.
+        """
+        with _errors_of(self.table):
+            yield from pa.RecordBatchReader.from_stream(self.reader())
+
+
+def open_version(table: LakeTable) -> LakeVersion:
+    """Return the version that a table names, or its newest. Reads its log or metadata, no row.
+
+    Raises:
+        SourceError: the library is missing, or there is no such table, catalog or version.
+    """
+    with _errors_of(table):
+        return _open_delta(table) if table.kind == "delta" else _open_iceberg(table)
+
+
+def folder_of(table: LakeTable) -> str:
+    """Return the folder or URI in which a table has its data files. Asks the catalog of an Iceberg table, once.
+
+    Raises:
+        SourceError: as `open_version` says.
+    """
+    if table.kind == "delta":
+        return table.place
+    with _errors_of(table):
+        return _location(table.place)
+
+
+@contextmanager
+def _errors_of(table: LakeTable) -> Iterator[None]:
+    extra = "deltalake" if table.kind == "delta" else "pyiceberg"
+    try:
+        yield
+    except SourceError:
+        raise
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != extra:
+            raise
+        message = f"{table} needs {extra}: pip install 'forecache[{table.kind}]' on this machine"
+        raise SourceError(message, field="source") from error
+    except Exception as error:  # each of the libraries raises kinds of its own, and those of several stores
+        raise SourceError(f"{table} cannot be read: {reason_of(error)}", field="source") from error
+
+
+def _open_delta(table: LakeTable) -> LakeVersion:
+    from deltalake import DeltaTable
+
+    opened = DeltaTable(table.place, version=table.version)
+    schema = pa.schema(opened.schema().to_arrow())
+    metadata = opened.metadata()
+    files = None
+    is_mapped = metadata.configuration.get(_MAPPING, "none") != "none"
+    if not is_mapped and not pa.table(opened.deletion_vectors()).num_rows:
+        files = _files_of_delta(table.place, pa.table(opened.get_add_actions()), metadata.partition_columns)
+    return LakeVersion(replace(table, version=opened.version()), tuple(schema.names), files, opened.scan)
+
+
+def _files_of_delta(root: str, added: pa.Table, partitioned: list[str]) -> tuple[LakeFile, ...] | None:
+    """Return the data files; None if a partition column has a type that a plan cannot spell."""
+    columns: list[list[PartitionValue]] = []
+    for name in partitioned:
+        values = pc.struct_field(added.column("partition"), name)
+        type_ = str(values.type)
+        try:
+            pa.type_for_alias(type_)
+        except ValueError:  # such as decimals, and instants with a zone
+            return None
+        columns.append([PartitionValue(name, text, type_) for text in values.cast(pa.string()).to_pylist()])
+    paths = [f"{root.rstrip('/')}/{unquote(path)}" for path in added.column("path").to_pylist()]
+    return tuple(LakeFile(path, values) for path, *values in zip(paths, *columns, strict=True))
+
+
+def _open_iceberg(table: LakeTable) -> LakeVersion:
+    opened = _load_iceberg(table.place)
+    snapshot = opened.current_snapshot() if table.version is None else opened.snapshot_by_id(table.version)
+    if snapshot is None:
+        missing = "has no snapshot yet" if table.version is None else "is gone: its snapshot was expired"
+        raise SourceError(f"{table} {missing}", field="source")
+    # the newest rows have today's names of columns, those of a snapshot its own
+    scan = opened.scan(snapshot_id=table.version)
+    tasks = list(scan.plan_files())
+    is_plain = not any(task.delete_files or task.file.file_format != "PARQUET" for task in tasks)
+    # columns are told apart by numbers: files of an older schema may have other names for them
+    if is_plain and len(opened.schemas()) == 1:
+        files = tuple(LakeFile(_spelled(task.file.file_path)) for task in tasks)
+    else:
+        files = None
+    names = tuple(field.name for field in scan.projection().fields)
+    return LakeVersion(replace(table, version=snapshot.snapshot_id), names, files, scan.to_arrow_batch_reader)
+
+
+def _load_iceberg(place: str) -> Any:
+    from pyiceberg.catalog import load_catalog
+
+    catalog, _, name = place.partition(".")
+    if not name:
+        raise SourceError(f"iceberg:{place} names no table: write iceberg:CATALOG.NAMESPACE.TABLE", field="source")
+    return load_catalog(catalog).load_table(name)
+
+
+@lru_cache(maxsize=64)
+def _location(place: str) -> str:
+    return _spelled(str(_load_iceberg(place).location()))
+
+
+def _spelled(uri: str) -> str:
+    """Return a path or URI as settings spell it."""
+    return re.sub(r"^s3[an]://", "s3://", uri.removeprefix("file://"))
