@@ -112,25 +112,26 @@ def _is_snapshot(settings: Settings, name: str, source: str) -> bool:
     return _is_plainly_below(source, snapshots_folder(settings, name, ""))
 
 
-def _is_allowed(settings: Settings, model: ModelSettings, source: str) -> bool:
+def _place_of(source: str) -> str | None:
+    """Return where the files of a source lie; None for an Iceberg table, whose catalog knows."""
     table = LakeTable.read(source)
-    if table is not None and table.kind != "delta":
+    if table is None:
+        return source
+    return table.place if table.kind == "delta" else None
+
+
+def _is_allowed(settings: Settings, model: ModelSettings, source: str) -> bool:
+    path = _place_of(source)
+    if path is None or not _is_inside(settings, model, path):
         return False
-    path = source if table is None else table.place
-    if not _is_inside(settings, model, path):
-        return False
-    return is_uri(path) or table is not None or all(_is_inside(settings, model, file) for file in _reached(path))
+    return is_uri(path) or path != source or all(_is_inside(settings, model, file) for file in _reached(path))
 
 
 def _is_inside(settings: Settings, model: ModelSettings, path: str) -> bool:
     """Return whether a path or URI leads into the folder of the model's `features`, links followed."""
-    home = _configured_source(settings, model)
-    if home is None:
+    home = _place_of(_configured_source(settings, model) or "")
+    if not home:
         return False
-    table = LakeTable.read(home)
-    if table is not None and table.kind != "delta":
-        return False
-    home = home if table is None else table.place
     if is_uri(home) or is_uri(path):
         return is_uri(home) and is_uri(path) and _is_below(path, _remote_folder(home))
     table = Path(fixed_part(home)).resolve()

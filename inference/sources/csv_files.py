@@ -27,10 +27,12 @@ _NAME = re.compile(r".*\.(csv|tsv)(\.(gz|bz2|zst|lz4))?", re.IGNORECASE | re.DOT
 _DELIMITERS = ",;\t|"
 #: bytes that are parsed at a time; the types are inferred from the first ones
 _BLOCK_BYTES = 4 << 20
-#: bytes of the first look: the names of the columns, and which of them hold numbers with leading zeros
+#: bytes of the first look: the names of the columns, and the types that Arrow would not infer
 _HEAD_BYTES = 64 << 10
 _MISFIT = re.compile(r"In CSV column #(\d+): Row #(\d+): CSV conversion error to .*: invalid value '(.*)'", re.DOTALL)
 _LEADING_ZERO = r"^[+-]?0\d"
+#: the spellings of a missing number
+_MISSING = frozenset(csv.ConvertOptions().null_values)
 
 
 class TypesChanged(Exception):
@@ -82,8 +84,9 @@ class CsvTable:
             delimiter = _delimiter(head)
             first = _first_rows(head, delimiter)
             names = first.column_names
-            for name in filter(lambda name: _is_zero_padded(first.column(name)), dict.fromkeys(names)):
-                self.types.setdefault(name, pa.large_string())
+            for name, column in zip(names, first.columns, strict=True):
+                if type_ := _type_at_first(column):
+                    self.types.setdefault(name, type_)
             with place.filesystem.open_input_stream(place.path) as stream, _open(stream, delimiter, self.types) as rows:
                 for name, type_ in zip(names, rows.schema.types, strict=True):
                     self.types.setdefault(name, type_)
@@ -141,9 +144,16 @@ def _first_rows(head: bytes, delimiter: str) -> pa.Table:
     return _open(io.BytesIO(rows), delimiter, dict.fromkeys(names, pa.large_string())).read_all()
 
 
-def _is_zero_padded(column: pa.ChunkedArray) -> bool:
-    """Tell whether numbers have leading zeros, which they would lose as numbers."""
-    return bool(pc.any(pc.match_substring_regex(column, _LEADING_ZERO)).as_py())
+def _type_at_first(column: pa.ChunkedArray) -> pa.DataType | None:
+    """Return a column's type where Arrow would infer another one from its first rows.
+
+    Numbers with leading zeros are text. A column that begins with a number is one of numbers, whatever comes later.
+    """
+    if pc.any(pc.match_substring_regex(column, _LEADING_ZERO)).as_py():
+        return pa.large_string()
+    values = [value for value in column.to_pylist() if value not in _MISSING]
+    is_number = [_fits(value, pa.float64()) for value in values]
+    return pa.float64() if values and is_number[0] and not all(is_number) else None
 
 
 def _wider(type_: pa.DataType) -> Iterator[pa.DataType]:

@@ -38,10 +38,11 @@ _PLACES = "give a Parquet file, a folder of them, or a pattern such as data/*.pa
 
 #: suffix of another format → pandas' reader
 _READERS = {
-    ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".feather": "feather",
+    ".json": "json", ".jsonl": "json", ".ndjson": "json", ".feather": "feather",
     ".arrow": "feather", ".orc": "orc", ".xlsx": "excel", ".xls": "excel", ".pkl": "pickle", ".pickle": "pickle",
 }  # fmt: skip
-_MORE = {".tsv": ', sep="\\t"', ".jsonl": ", lines=True", ".ndjson": ", lines=True"}
+_MORE = {".jsonl": ", lines=True", ".ndjson": ", lines=True"}
+_CSV = (".csv", ".tsv")
 #: suffixes of files that do not count any more, or not yet
 _SET_ASIDE = (".tmp", ".temp", ".part", ".partial", ".inprogress", ".bak", ".old", ".orig")
 _PARQUET_MAGIC = b"PAR1"
@@ -165,16 +166,17 @@ def _set(text: str, pattern: str) -> re.Pattern[str]:
 
 
 def as_parquet(name: str) -> str | None:
-    """Return that a file is no Parquet, with a command that converts it; None if its name does not tell."""
+    """Return that a file is no Parquet, and what to do about it; None if its name does not tell."""
     path = PurePosixPath(name)
     plain = path.with_suffix("") if path.suffix.lower() in _COMPRESSED else path
     suffix = plain.suffix.lower()
+    if suffix in _CSV:
+        return "is CSV: name such a file, or a pattern of such files alone, as in data/*.csv"
     if suffix not in _READERS:
         return None
     made = json.dumps(str(plain.with_suffix(".parquet")), ensure_ascii=False)
     read = f"pandas.read_{_READERS[suffix]}({json.dumps(name, ensure_ascii=False)}{_MORE.get(suffix, '')})"
-    ids = ' (dtype={"ID": str} keeps ids such as 007)' if _READERS[suffix] == "csv" else ""
-    return f"is no Parquet file; make it one: python -c {shlex.quote(f'import pandas; {read}.to_parquet({made})')}{ids}"
+    return f"is no Parquet file; make it one: python -c {shlex.quote(f'import pandas; {read}.to_parquet({made})')}"
 
 
 def fixed_part(path: str) -> str:

@@ -57,7 +57,7 @@ def pin_source(
         version = open_version(table)
         source = _of_data_files(version, as_text, keep_metadata=keep_metadata)
         if source is not None:
-            return source
+            return replace(source, original=path)
         batches = version.batches
     elif is_csv(path):
         batches = CsvTable(path, dict.fromkeys(as_text, pa.large_string())).batches
@@ -136,7 +136,9 @@ def _of_data_files(version: LakeVersion, as_text: Collection[str], *, keep_metad
         return None
     source = source_of_version(version, as_text=as_text, keep_metadata=keep_metadata)
     is_whole = set(version.columns) <= set(source.schema.names)
-    return source if is_whole and not any(map(column_problem, source.schema)) else None
+    if not is_whole or any(map(column_problem, source.schema)):
+        return None
+    return source
 
 
 def _write(name: str, batches: Callable[[], Iterable[pa.RecordBatch]], folder: str, most_rows: int | None) -> str:

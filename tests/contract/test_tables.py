@@ -220,13 +220,15 @@ def refused(path: str, tmp_path: Path) -> str:
 
 
 def test_ids_and_text_stay_as_they_are_written(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("entity_id,zip,tier\n007,01234,1.10\n008,9,2\n")
+    (tmp_path / "t.csv").write_text("entity_id,zip,tier,count\n007,01234,1.10,NA\n008,9,2,3\n")
 
     source = pin_source(f"{tmp_path}/t.csv", str(tmp_path / "snapshots"), as_text=TEXTS)
 
-    columns = ["entity_id", "zip", "tier"]
+    columns = ["entity_id", "zip", "tier", "count"]
     [batch] = read_slices(source.files, whole_slices(source.files), columns=columns, batch_rows=9)
-    assert batch.to_pydict() == {"entity_id": ["007", "008"], "zip": ["01234", "9"], "tier": ["1.10", "2"]}
+    assert batch.to_pydict() == {
+        "entity_id": ["007", "008"], "zip": ["01234", "9"], "tier": ["1.10", "2"], "count": [None, 3]
+    }  # fmt: skip
 
 
 def test_text_in_a_column_of_numbers_is_named_to_those_who_need_numbers(tmp_path: Path) -> None:

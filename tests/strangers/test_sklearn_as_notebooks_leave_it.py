@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from deltalake import write_deltalake
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import TransformedTargetRegressor, make_column_selector, make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor, VotingClassifier
@@ -365,8 +366,6 @@ def test_dates_are_refused_with_the_way_out(here: Path, column: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "reader"),
     [
-        ("t.csv", 'pandas.read_csv("t.csv").to_parquet("t.parquet")'),
-        ("t.csv.gz", 'pandas.read_csv("t.csv.gz").to_parquet("t.parquet")'),
         ("t.jsonl", 'pandas.read_json("t.jsonl", lines=True)'),
         ("t.feather", 'pandas.read_feather("t.feather")'),
         ("t.xlsx", 'pandas.read_excel("t.xlsx")'),
@@ -378,6 +377,18 @@ def test_a_table_in_another_format_gets_the_line_that_makes_it_parquet(here: Pat
     with pytest.raises(SourceError) as caught:
         init("m", features=name)
     assert f"{name} is no Parquet file; make it one: python -c 'import pandas; {reader}" in caught.value.message
+
+
+def test_a_csv_or_a_delta_table_beside_the_model_is_enough(here: Path) -> None:
+    save(LogisticRegression().fit(PEOPLE[["age", "trips"]], MANY), here / "m")
+    table().to_csv("people.csv", index=False)
+    write_deltalake("lake/people", table())
+    for spelled in ("people.csv", "delta:lake/people"):
+        init("m", features=spelled, force=True)
+        settings = load_settings(here / "forecache.toml")
+        assert settings.models["m"].features == spelled
+        assert settings.models["m"].entity_column == "user_id"
+    assert sorted(path.name for path in here.iterdir()) == ["forecache.toml", "lake", "m", "people.csv"]
 
 
 # -- pickles and what they need -----------------------------------------------------------------------------------
