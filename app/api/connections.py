@@ -72,7 +72,7 @@ class Connection(BoundedConnection):
     def _look_up(self, cycle: RequestResponseCycle) -> None:
         """Begin a request that may be a hit."""
         scope: Any = cycle.scope
-        request = hot_path.HotRequest(self.app.state.process.service, self.app.access, scope)
+        request = hot_path.HotRequest(self.app.process.service, self.app.access, scope)
         answer = partial(self._answer_at_once, cycle, request)
         if not request.begin(answer):
             self.loop.call_soon(answer)  # not now: the parser may be within this request
