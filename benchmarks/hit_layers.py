@@ -228,6 +228,7 @@ class _Request:
     """A request whose answer is there once all of its turn have begun."""
 
     begun: ClassVar[list[Callable[[], None]]] = []
+    body, error = b"x" * 280, None
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -236,8 +237,8 @@ class _Request:
         self.begun.append(tell)
         return True
 
-    def hit(self) -> bytes:
-        return b"x" * 280
+    def answer(self) -> None:
+        pass
 
 
 class _Application:
