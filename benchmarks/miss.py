@@ -25,7 +25,7 @@ Loads = dict[str, dict[int, Load]]
 def main() -> None:
     """Measure all at each number of connections and print."""
     options = _options()
-    peers = PEERS if options.peers else ()
+    peers = tuple(peer for peer in PEERS if peer.name in options.peers)
     for peer in peers:
         peer_python(peer.requirements)
     with temporary_folder() as folder:
@@ -151,7 +151,7 @@ def _peer_figures(loads: Loads) -> dict[str, Any]:
             for name, of in peers.items()
         },
     }
-    if 1 in ours:
+    if 1 in ours and "litserve" in peers:
         figures["ratio_p50_litserve"] = round(ours[1].p50_ms / peers["litserve"][1].p50_ms, 2)
     return figures
 
@@ -174,13 +174,17 @@ def _options() -> argparse.Namespace:
         help="each in turn; 32 is the headline, else the last (1 8 32; with --peers 1 32 128)",
     )
     parser.add_argument(
-        "--peers", action="store_true", help="measure LitServe, BentoML and Ray Serve; installs them once"
+        "--peers",
+        nargs="*",
+        choices=[peer.name for peer in PEERS],
+        help="measure these, or LitServe, BentoML and Ray Serve; installs them once",
     )
     parser.add_argument("--callers", type=int, default=32, help="in one process, without HTTP")
     parser.add_argument("--seconds", type=float, help="of each load (6; with --peers 3)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     options = parser.parse_args()
+    options.peers = [peer.name for peer in PEERS] if options.peers == [] else options.peers or []
     # so that a run with all peers, who are started anew for each round, takes under 8 minutes
     options.seconds = options.seconds or (3 if options.peers else 6)
     options.connections = options.connections or ([1, 32, 128] if options.peers else [1, 8, 32])

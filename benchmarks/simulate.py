@@ -18,7 +18,7 @@ from inference.economics.policies import DEFAULTS, Policy, parse_policy
 from inference.economics.replay import Replay, Speeds
 from inference.economics.traces import Requests, Trace, draw_trace
 from inference.outcomes import Outcome
-from inference.serving.answers import Freshness, hit_outcome
+from inference.serving.answers import Freshness, answer_stored
 from inference.store import Entry, Origin
 
 T = TypeVar("T")
@@ -96,7 +96,7 @@ def walk(trace: Trace, policy: Policy) -> Counter[Outcome]:
                 found = Entry({}, begun, begun, 1, Origin.BATCH, 1, retried_at)
         freshness = None if found is None else rules.judge(found, now)
         if found is not None and freshness is Freshness.FRESH:
-            counts[hit_outcome(found)] += 1
+            counts[answer_stored("m", "e", found).outcome] += 1
             continue
         counts[Outcome.COMPUTED if freshness in (None, Freshness.STALE) else Outcome.STALE] += 1
         if freshness is not Freshness.JUST_COMPUTED:

@@ -217,7 +217,7 @@ def make_application() -> Any:
     jobs: Any = _Jobs(worker.scorer)
     enqueue: Any = None
     process = ApiProcess(deployment, service, readers, jobs, enqueue)
-    app.state.process = process
+    app.process = process
     return app
 
 

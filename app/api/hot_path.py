@@ -40,8 +40,9 @@ from inference.serving.service import Request
 PREFIX = "/predict/"
 CONTENT_TYPE = (b"content-type", b"application/json")
 _PARAMETERS = frozenset(ExplainableTerms.model_fields)
+_PLAIN_TARGET = re.compile(rb"GET (/predict/[\w.:~-]{1,512})")
 #: first line of a request for an id of plain characters: path and query
-_PLAIN_LINE = re.compile(rb"GET (/predict/[\w.:~-]{1,512})(\?[\w.:~=&-]{0,512})? HTTP/1\.1")
+_PLAIN_LINE = re.compile(_PLAIN_TARGET.pattern + rb"(?:\?[\w.:~=&-]{0,512})? HTTP/1\.1\r\n")
 #: key in the scope: the server leaves a request there that it has already begun
 BEGUN = "forecache.begun"
 
@@ -59,17 +60,22 @@ def has_any(scope: Scope, headers: frozenset[bytes]) -> bool:
     return False
 
 
-def repeated_target(data: bytes, before: bytes) -> bytes:
-    """Return the target of a request that equals the one before it, byte by byte, but for its id.
+def tail_of(data: bytes) -> bytes:
+    """Return all of a request behind its path, to recognise the next one by `repeated_target`.
 
-    Empty if it does not, or if either is more or less than one head, or has unusual characters in its id or query.
+    Empty if it is more or less than one head, or has unusual characters in its id or query.
     """
-    headers = before[before.find(b"\r\n") :]
-    if not data.endswith(headers) or headers.find(b"\r\n\r\n") != len(headers) - 4:
-        return b""
-    line = _PLAIN_LINE.fullmatch(data, 0, len(data) - len(headers))
-    earlier = line and _PLAIN_LINE.fullmatch(before, 0, len(before) - len(headers))
-    return line[1] if line and earlier and line[2] == earlier[2] else b""
+    line = _PLAIN_LINE.match(data)
+    return data[line.end(1) :] if line and data.find(b"\r\n\r\n") == len(data) - 4 else b""
+
+
+def repeated_target(data: bytes, tail: bytes) -> bytes:
+    """Return the target of a request that equals an earlier one but for its id; empty if it does not.
+
+    `tail`: `tail_of` the earlier one, and not empty.
+    """
+    found = data.endswith(tail) and _PLAIN_TARGET.fullmatch(data, 0, len(data) - len(tail))
+    return found[1] if found else b""
 
 
 class HotRequest:

@@ -188,7 +188,7 @@ async def _on_forecache_error(request: Request, error: Exception) -> Response:
     if speaks_protocol(request.scope["path"]):
         return respond_to_error(error, request.scope["path"])
     # errors of sources and runs hold paths of this machine
-    document = without_folders(problem_of(error), request.app.state.process.settings)
+    document = without_folders(problem_of(error), request.app.process.settings)
     return _respond(document, _headers_of(error))
 
 

@@ -195,7 +195,7 @@ def _counting(submit: Submit, recorder: HitRecorder) -> Submit:
 
 async def _process_of(request: Request) -> ApiProcess:
     """Return the process that serves a request; async, because FastAPI would start a thread for a plain function."""
-    process: ApiProcess = request.app.state.process
+    process: ApiProcess = request.app.process
     return process
 
 

@@ -161,7 +161,7 @@ async def _kept(request: Request, response: Response) -> Response:
         or response.status_code >= HTTPStatus.BAD_REQUEST
     ):
         return response
-    replication = request.app.state.process.replication
+    replication = request.app.process.replication
     if replication is not None:
         await replication.reach()
     return response

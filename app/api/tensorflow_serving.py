@@ -32,7 +32,7 @@ class TensorFlowServingApi:
         if request.method == "OPTIONS" and (allowed := protocol.methods_of(scope["path"])):
             await respond_to_options(allowed)(scope, receive, send)
             return
-        response = await _respond(request, request.app.state.process)
+        response = await _respond(request, request.app.process)
         await response(scope, receive, send)
 
 

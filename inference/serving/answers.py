@@ -127,15 +127,16 @@ def prediction_of(values: Mapping[str, Any]) -> Any:
     return next(iter(values.values())) if len(values) == 1 else dict(values)
 
 
-def answer_stored(model: str, entity_id: str, entry: Entry, source: AnswerSource, outcome: Outcome) -> Answer:
-    """Return the answer from a stored entry."""
+def answer_stored(model: str, entity_id: str, entry: Entry, outcome: Outcome | None = None) -> Answer:
+    """Return the answer from a stored entry. `outcome`: if it is not within its age limit."""
+    source, hit = _BY_ORIGIN[entry.origin is _REALTIME]
     return Answer(
         entity_id,
         model,
         entry.model_version,
         prediction_of(entry.values),
         source,
-        outcome,
+        outcome or hit,
         entry.as_of,
         entry.computed_at,
     )
@@ -273,7 +274,7 @@ class Freshness(Enum):
 
 # looking up enum members takes 5 % of a hit in Python 3.11
 _FRESH, _REALTIME = Freshness.FRESH, Origin.REALTIME
-#: index: whether it was computed on demand
+#: where an entry came from, and the outcome of a fresh one; index: whether it was computed on demand
 _BY_ORIGIN = ((AnswerSource.BATCH, Outcome.HIT_BATCH), (AnswerSource.REALTIME, Outcome.HIT_REALTIME))
 
 
@@ -318,16 +319,6 @@ class FreshnessRules:
         return Freshness.STALE
 
 
-def source_of(entry: Entry) -> AnswerSource:
-    """Return where an entry came from: computed on demand, or in advance (a run or an upsert)."""
-    return _BY_ORIGIN[entry.origin is _REALTIME][0]
-
-
-def hit_outcome(entry: Entry) -> Outcome:
-    """Return the outcome of a fresh entry."""
-    return _BY_ORIGIN[entry.origin is _REALTIME][1]
-
-
 def step_down(
     model: str,
     entity_id: str | None,
@@ -344,9 +335,9 @@ def step_down(
     fault. An entity that does not exist, or that the model fails on, gets no default.
     """
     if stale is not None and entity_id is not None:
-        return answer_stored(model, entity_id, stale, source_of(stale), Outcome.STALE)
+        return answer_stored(model, entity_id, stale, Outcome.STALE)
     if previous is not None and entity_id is not None:
-        return answer_stored(model, entity_id, previous, AnswerSource.BATCH, Outcome.PREVIOUS)
+        return answer_stored(model, entity_id, previous, Outcome.PREVIOUS)
     if default is not None and isinstance(error, Unavailable | Defect):
         return Answer(entity_id, model, None, default, AnswerSource.DEFAULT, Outcome.DEFAULT, None, now)
     return error

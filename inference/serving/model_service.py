@@ -25,11 +25,9 @@ from inference.serving.answers import (
     answer_computed,
     answer_stored,
     explanation_from_result,
-    hit_outcome,
     may_serve_previous,
     outputs_from_result,
     replies_from_result,
-    source_of,
     step_down,
 )
 from inference.serving.coalescer import Coalescer, Revalidation
@@ -220,12 +218,12 @@ class ModelService:
             return None
         freshness = self._rules.judge(entry, now, max_staleness_s)
         if freshness is _FRESH:
-            return answer_stored(self.name, entity_id, entry, source_of(entry), hit_outcome(entry))
+            return answer_stored(self.name, entity_id, entry)
         if freshness is Freshness.STALE:
             return None
         if freshness is Freshness.REVALIDATE:
             self._revalidation.start([entity_id])
-        return answer_stored(self.name, entity_id, entry, source_of(entry), Outcome.STALE)
+        return answer_stored(self.name, entity_id, entry, Outcome.STALE)
 
     async def _compute_missing(
         self, missing: Mapping[str, Entry | None], until: float

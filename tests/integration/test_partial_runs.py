@@ -14,7 +14,7 @@ from inference.batch import RunState, RunView, Trigger
 from inference.errors import BadInput, Conflict
 from inference.redis.clients import Client
 from inference.redis.keys import TableKind
-from inference.serving.answers import hit_outcome, source_of
+from inference.serving.answers import answer_stored
 from inference.store import Origin
 from tests.integration.test_runs import KEYS, World, failed_gates
 from tests.support.leaks import leaked_keys
@@ -85,7 +85,8 @@ def test_its_answers_are_hits_of_the_batch_with_their_own_age_and_expire(world: 
 
     assert entry is not None
     assert (entry.origin, entry.generation, entry.model_version) == (Origin.BATCH, None, 1)
-    assert (source_of(entry), hit_outcome(entry)) == ("batch", "hit_batch")
+    answer = answer_stored("m", "e6", entry)
+    assert (answer.source, answer.outcome) == ("batch", "hit_batch")
     assert entry.as_of == pytest.approx(world.table.now() - 3 * 3600, abs=5)
     overlay = world.client.keys("t:p:m:o:*")
     assert len(overlay) == 1

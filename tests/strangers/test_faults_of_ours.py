@@ -226,7 +226,7 @@ async def test_a_route_that_fails_answers_in_its_form_and_is_logged_with_one_tra
     path: str, logs: list[Any]
 ) -> None:
     app = create_app(SETTINGS)
-    app.state.process = SimpleNamespace(settings=SETTINGS)  # which has nothing that a route needs
+    app.process = SimpleNamespace(settings=SETTINGS)  # which has nothing that a route needs
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         answers = [await client.get(path) for _ in range(3)]
     assert {answer.status_code for answer in answers} == {500}

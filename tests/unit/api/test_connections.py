@@ -132,12 +132,12 @@ class Predicting(Application):
 
     def __init__(self) -> None:
         self.access = AccessControl(ApiSettings())
-        self.state = SimpleNamespace(process=SimpleNamespace(service=Service()))
+        self.process = SimpleNamespace(service=Service())
         self.tasks = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.tasks += 1
-        service: Any = self.state.process.service
+        service: Any = self.process.service
         await predict_one(service, self.access, scope, receive, send, begin_request(scope))
 
 
@@ -167,7 +167,7 @@ async def test_a_computed_answer_is_one_write_unless_its_client_is_slow(is_slow:
 async def test_a_refusal_takes_no_task_and_one_write_and_the_connection_goes_on() -> None:
     client, application = Client(), Predicting()
     connection = connect(client, application)
-    service = application.state.process.service
+    service = application.process.service
     service.at_once = [Overloaded("too many wait", retry_after_s=2.5)]
     for path in (b"/predict/a", b"/predict/b", b"/predict/a?timeout_ms=0"):
         connection.data_received(b"GET %b HTTP/1.1\r\n\r\n" % path)
@@ -200,7 +200,7 @@ async def test_a_refusal_takes_no_task_and_one_write_and_the_connection_goes_on(
 async def test_a_client_that_left_during_the_look_up_gets_no_refusal() -> None:
     client, application = Client(), Predicting()
     connection = connect(client, application)
-    application.state.process.service.at_once = [Overloaded("too many wait")]
+    application.process.service.at_once = [Overloaded("too many wait")]
     connection.data_received(b"GET /predict/a HTTP/1.1\r\n\r\n")
     connection.connection_lost(None)
     for _ in range(5):

@@ -43,7 +43,7 @@ class Application:
         settings = Settings.model_validate({"models": {"m": model}})
         self.workers = FakeWorkers()
         self.service = PredictionService(settings, lambda _: self.reader, self.workers, FakeRecorder(), lambda: NOW)
-        self.state = SimpleNamespace(process=SimpleNamespace(service=self.service))
+        self.process = SimpleNamespace(service=self.service)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await predict_one(self.service, self.access, scope, receive, send, begin_request(scope))

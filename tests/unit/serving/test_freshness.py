@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from inference.serving.answers import Freshness, FreshnessRules, hit_outcome
+from inference.serving.answers import Freshness, FreshnessRules, answer_stored
 from inference.settings import ModelSettings
 from inference.store import Origin
 from tests.support.serving_fakes import entry
@@ -49,7 +49,7 @@ def test_a_batch_row_just_retried_from_features_no_newer_does_not_miss_for_ever(
 
 
 def test_only_what_was_computed_on_demand_counts_as_a_realtime_hit() -> None:
-    assert {origin: hit_outcome(entry(origin=origin)).value for origin in Origin} == {
+    assert {origin: answer_stored("m", "e", entry(origin=origin)).outcome.value for origin in Origin} == {
         Origin.BATCH: "hit_batch",
         Origin.REALTIME: "hit_realtime",
         Origin.UPSERT: "hit_batch",
