@@ -1,6 +1,7 @@
 """Client of Forecache: predictions from a service's own code.
 
-`Client` and `AsyncClient` ask the HTTP API. `forecache.celery` sends Celery tasks, for applications that have Celery.
+`Client` and `AsyncClient` ask the HTTP API. `LocalReader` reads in the process, beside the server's package.
+`forecache.celery` sends Celery tasks, for applications that have Celery.
 """
 
 from forecache.answers import Failed, HitRate, Prediction, Predictions, Run, Update
@@ -22,6 +23,7 @@ from forecache.errors import (
     UnknownEntity,
     UnknownModel,
 )
+from forecache.local_reader import LocalPredictions, LocalReader, ReaderState
 from forecache.version import __version__
 
 __all__ = [
@@ -35,6 +37,8 @@ __all__ = [
     "ForecacheError",
     "HitRate",
     "Job",
+    "LocalPredictions",
+    "LocalReader",
     "NoConnection",
     "NotAuthorized",
     "NotForecache",
@@ -44,6 +48,7 @@ __all__ = [
     "PredictionFailed",
     "Predictions",
     "RateLimited",
+    "ReaderState",
     "Run",
     "ServerFailed",
     "Unavailable",

@@ -8,10 +8,13 @@ import dataclasses
 import threading
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from inference.clock import Clock, system_clock
 from inference.errors import StoreUnavailable
@@ -61,6 +64,13 @@ class Scale:
         counts[self.fields[bisect_left(self.bounds, value)]] += times
         if value > 0:
             counts[self.sum_field] += times * value / self.sum_unit
+
+    def add_each(self, counts: MutableMapping[str, float], values: npt.NDArray[np.float64]) -> None:
+        """Call `add` for each value."""
+        buckets = np.bincount(np.searchsorted(self.bounds, values), minlength=self.size)
+        for number in np.flatnonzero(buckets).tolist():
+            counts[self.fields[number]] += int(buckets[number])
+        counts[self.sum_field] += float(np.maximum(values, 0).sum()) / self.sum_unit
 
     def field_of(self, value: float) -> str:
         """Return the field that counts a value."""
@@ -156,6 +166,12 @@ class HitRecorder:
             self._of_versions[model][version, outcome._value_] += count
         if age_s is not None:
             AGE.add(counts, age_s, count)
+
+    def record_each(self, model: str, outcome: Outcome, ages_s: npt.NDArray[np.float64]) -> None:
+        """Add an outcome for each age, in seconds."""
+        counts = self._counts[model]
+        counts[outcome.value] += len(ages_s)
+        AGE.add_each(counts, ages_s)
 
     def record_asked(self, model: str, entity_ids: Sequence[str]) -> None:
         """Remember the entities that were answered; `flush` logs them. Another thread may call this."""
@@ -261,9 +277,16 @@ def _take(ids: list[str]) -> list[str]:
 class RecorderThread:
     """Has a recorder, and flushes it once a second: for a process without an event loop of its own."""
 
-    def __init__(self, client: AsyncClient, keys: Keys, models: Mapping[str, ModelSettings]) -> None:
-        """`client`: used in the thread only, which closes it."""
+    def __init__(
+        self,
+        client: AsyncClient,
+        keys: Keys,
+        models: Mapping[str, ModelSettings],
+        fill: Callable[[HitRecorder], None] = lambda _: None,
+    ) -> None:
+        """`client`: used in the thread only, which closes it. `fill`: called before each flush, in the thread."""
         self._client = client
+        self._fill = fill
         self.recorder = HitRecorder(client, keys, models=models)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._keep()), name="recorder", daemon=True)
@@ -283,6 +306,7 @@ class RecorderThread:
             while not is_last:
                 is_last = await asyncio.to_thread(self._stopped.wait, FLUSH_EVERY_S)
                 with failures.kept_here():
+                    self._fill(self.recorder)
                     await self.recorder.flush()
 
 

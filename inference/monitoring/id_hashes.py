@@ -26,7 +26,7 @@ def id_hashes(ids: Sequence[str] | npt.NDArray[Any] | pa.Array | pa.ChunkedArray
 
     `key`: 16 bytes. About 0.1 µs an id.
     """
-    text, offsets = _bytes_of(ids) if isinstance(ids, pa.Array | pa.ChunkedArray) else _bytes_of_list(ids)
+    text, offsets = _bytes_of(ids) if isinstance(ids, pa.Array | pa.ChunkedArray) else bytes_of_ids(ids)
     # eight more bytes, so that the last word of the last id can be read whole
     data = np.zeros(len(text) + 8, np.uint8)
     data[:-8] = text
@@ -50,8 +50,11 @@ def _bytes_of(ids: Any) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     return data, offsets - offsets[0]
 
 
-def _bytes_of_list(ids: Sequence[str] | npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Do the same for a list. Arrow would import pandas for it, which takes a quarter of a second."""
+def bytes_of_ids(ids: Sequence[str] | npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Return the bytes of a list of ids, one after the other, and where each one begins; and the end of the last.
+
+    Arrow would import pandas for a list, which takes a quarter of a second.
+    """
     text = "".join(ids)
     data = text.encode()
     lengths = list(map(len, ids)) if len(data) == len(text) else [len(one.encode()) for one in ids]

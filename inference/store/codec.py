@@ -395,11 +395,17 @@ def crc32_of_each(texts: Any, *, without_last: int = 0) -> npt.NDArray[np.uint32
     """
     offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
     data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)
-    result = np.empty(len(texts), np.uint32)
-    for start in range(0, len(texts), _BLOCK):
-        bounds = offsets[start : start + _BLOCK + 1]
-        lengths = np.maximum(np.diff(bounds) - without_last, 0)
-        _fill(result[start : start + _BLOCK], data, bounds[:-1], lengths)
+    return crc32_of_spans(data, offsets[:-1], np.maximum(np.diff(offsets) - without_last, 0))
+
+
+def crc32_of_spans(
+    data: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint32]:
+    """Return `zlib.crc32` of each text of `lengths` bytes that starts in `data` at `starts`."""
+    result = np.empty(len(starts), np.uint32)
+    for start in range(0, len(starts), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        _fill(result[part], data, starts[part], lengths[part])
     return result
 
 

@@ -296,14 +296,23 @@ class Generations:
         rows = [row for bucket in found for row in bucket.values()]
         return codec_for(manifest.fields).unpack_block(rows)[0] if rows else {}
 
-    def scan(self, manifest: Manifest, buckets: Iterable[int] | None = None) -> Iterator[StoredBatch]:
-        """Yield the rows of a generation, or of some of its buckets, in batches of about 250 000."""
+    def scan(
+        self,
+        manifest: Manifest,
+        buckets: Iterable[int] | None = None,
+        *,
+        give_way: Callable[[], None] = lambda: None,
+    ) -> Iterator[StoredBatch]:
+        """Yield the rows of a generation, or of some of its buckets, in batches of about 130 000.
+
+        Calls `give_way` before each piece of about 4 000 rows.
+        """
         manifest.check_format()
         wanted = range(manifest.buckets) if buckets is None else buckets
         size = codec_for(manifest.fields).size
         form = self._bucket_form(manifest)
         for _, part in self._parts(list(wanted), None):
-            yield from scan_buckets(self._client, form, part, size)
+            yield from scan_buckets(self._client, form, part, size, give_way)
 
     def discard(self, number: int, state: GenerationState) -> None:
         """Mark a generation FAILED or CANCELLED, so that it is never served. Does nothing if it is gone.
