@@ -108,7 +108,7 @@ def reads_of_many(reader: LocalReader, rows: Any, values: Any, at_once: int) -> 
 
 
 def gets_while_loading(stack: Stack, reader: LocalReader, rows: Any, values: Any) -> float:
-    """Publish once more; return the p99 in µs of the calls of `get` until the new generation answers, misses included."""
+    """Publish once more; return the p99 in µs of `get` until the new generation answers, misses included."""
     before = reader.state().generation
     publish(stack, values)
     ids = [entity_id(row) for row in rows[:1000].tolist()]

@@ -252,3 +252,13 @@ def from_message(header: Any) -> tuple[RequestId, ...]:
         return ()
     named = (RequestId(text) for text in header[:MAX_TOLD] if isinstance(text, str))
     return tuple(request for request in named if request.is_named)
+
+
+def log_through_logging() -> None:
+    """Send our lines to Python's `logging`, in a process of somebody else's that has not set structlog up."""
+    if not structlog.is_configured():
+        structlog.configure(
+            processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer(["event"])],
+            logger_factory=structlog.stdlib.LoggerFactory(),
+            wrapper_class=structlog.stdlib.BoundLogger,
+        )

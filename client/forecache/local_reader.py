@@ -78,6 +78,7 @@ class LocalReader:
         limit_s = None if max_staleness_hours is None else max_staleness_hours * 3600
         self._store = _open_store(model, settings, folder, limit_s, allow_degraded)
         self._client = client
+        self._shared = _Shared(self._store.model)
 
     def __repr__(self) -> str:
         return f"<LocalReader of {self._store.model}>"
@@ -103,7 +104,7 @@ class LocalReader:
         except UnicodeEncodeError:
             raise _not_text() from None
         if found is not None:
-            return _prediction(store.model, entity_id, *found)
+            return self._shared.prediction(entity_id, *found)
         return None if self._client is None else self._client.predict(entity_id, model=store.model)
 
     def get_many(self, entity_ids: Any) -> LocalPredictions:
@@ -172,7 +173,7 @@ class LocalPredictions(Sequence["Prediction | Failed | None"]):
     def __init__(
         self, model: str, entity_ids: Sequence[str], rows: LocalRows | None, answers: dict[int, Prediction | Failed]
     ) -> None:
-        self._model = model
+        self._shared = _Shared(model)
         self._ids = entity_ids
         self._rows = rows
         self._answers = answers
@@ -190,7 +191,7 @@ class LocalPredictions(Sequence["Prediction | Failed | None"]):
             return self._answers.get(place)
         outcome = rows.old_outcome if rows.is_old[place] else rows.outcome
         value = _value({name: column[place].tolist() for name, column in rows.block.items()})
-        return _prediction(self._model, self._ids[place], float(rows.as_of[place]), value, outcome, rows.manifest)
+        return self._shared.prediction(self._ids[place], float(rows.as_of[place]), value, outcome, rows.manifest)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -248,22 +249,40 @@ def _open_store(
         raise BadRequest(error.message, code=error.code, field=error.field) from None
 
 
-def _prediction(
-    model: str, entity_id: str, as_of: float, value: Any, outcome: Outcome, manifest: Manifest
-) -> Prediction:
-    return Prediction(
-        entity_id,
-        model,
-        manifest.model_version,
-        value,
-        outcome.value,
-        "batch",
-        outcome.is_hit,
-        outcome.is_stale,
-        outcome.is_degraded,
-        _instant(as_of),
-        _instant(manifest.created_at),
-    )
+class _Shared:
+    """Makes predictions; remembers what those of one generation and outcome share."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._known: tuple[Manifest | None, Outcome | None, dict[str, Any]] = (None, None, {})
+
+    def prediction(self, entity_id: str, as_of: float, value: Any, outcome: Outcome, manifest: Manifest) -> Prediction:
+        """Return a prediction. `as_of`: epoch seconds."""
+        of, with_outcome, fields = self._known
+        if of is not manifest or with_outcome is not outcome:
+            fields = self._fields(outcome, manifest)
+            self._known = (manifest, outcome, fields)
+        made = Prediction.__new__(Prediction)
+        # the constructor of a frozen dataclass sets field by field, which takes longer than the look-up
+        made.__dict__.update(fields, entity_id=entity_id, value=value, as_of=_instant(as_of))
+        return made
+
+    def _fields(self, outcome: Outcome, manifest: Manifest) -> dict[str, Any]:
+        return vars(
+            Prediction(
+                entity_id=None,
+                model=self._model,
+                model_version=manifest.model_version,
+                value=None,
+                outcome=outcome.value,
+                source="batch",
+                cache_hit=outcome.is_hit,
+                stale=outcome.is_stale,
+                degraded=outcome.is_degraded,
+                as_of=None,
+                computed_at=_instant(manifest.created_at),
+            )
+        )
 
 
 def _value(values: dict[str, Any]) -> Any:

@@ -87,6 +87,7 @@ class PackedGeneration:
         place_bytes: int = footer["place_bytes"]
         self._codec = codec_for(self.manifest.fields)
         self._row_bytes = self._codec.size
+        self._single = self._codec.scalars if len(self.manifest.fields) == 1 else None
         directory = memoryview(self._map)[footer["directory"] : footer["places"]]
         places = memoryview(self._map)[footer["places"] : footer["places"] + self.rows * place_bytes]
         self._directory = directory.cast("I")
@@ -131,12 +132,15 @@ class PackedGeneration:
         return footer
 
     def _row_at(self, at: int) -> tuple[float, Any]:
+        same_age = self.manifest.rows_as_of
+        if self._single is not None:  # nearly every model; the general way takes four times as long
+            as_of, value = self._single.unpack_from(self._map, at)
+            return as_of if same_age is None else same_age, value
         size = self._row_bytes
         if size is None:
             (size,) = _LENGTH.unpack_from(self._map, at)
             at += _LENGTH.size
         ((as_of, values),) = self._codec.unpack_rows((self._map[at : at + size],))
-        same_age = self.manifest.rows_as_of
         return as_of if same_age is None else same_age, prediction_of(values)
 
     def _places_of(self, data: Bytes, starts: Ints, lengths: Ints) -> Ints:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from inference.deployment import Deployment
 from inference.local_reader.follower import GenerationFollower, ServedFile
+from inference.logs import log_through_logging
 from inference.monitoring.counters import MOST_ASKED, HitRecorder, RecorderThread
 from inference.outcomes import Outcome
 from inference.redis.bulk import Pace
@@ -76,6 +77,7 @@ class LocalStore:
             SettingsError: the settings are wrong.
             UnknownModel: they do not have the model, or have several and none is named.
         """
+        log_through_logging()
         self._settings = load_settings(settings)
         self.model, of_model = self._settings.model(model)
         self._limit_s = of_model.batch.ttl if limit_s is None else limit_s
@@ -138,12 +140,11 @@ class LocalStore:
         """Forget the threads, connections and reads, which are the parent process's."""
         self._reviving = threading.Lock()
         self._is_forked = True
-        self._reads, self._reads_of_many = [], []
+        self._forget_reads()
         self.follower.serving = None
 
     def _open(self) -> None:
-        self._reads: list[tuple[str, float, Outcome]] = []
-        self._reads_of_many: list[tuple[Sequence[str], list[tuple[Outcome, npt.NDArray[np.float64]]]]] = []
+        self._forget_reads()
         self._deployment = Deployment(self._settings, WORKER)
         table, keys = self._deployment.predictions(self.model), self._deployment.keys
         self.follower = GenerationFollower(
@@ -157,6 +158,10 @@ class LocalStore:
         self._thread = threading.Thread(target=self.follower.run, name=f"follower of {self.model}", daemon=True)
         self._thread.start()
         self._is_forked = False
+
+    def _forget_reads(self) -> None:
+        self._reads: list[tuple[str, float, Outcome]] = []
+        self._reads_of_many: list[tuple[Sequence[str], list[tuple[Outcome, npt.NDArray[np.float64]]]]] = []
 
     def _log(self, recorder: HitRecorder) -> None:
         """Give the reads since the last call to the recorder."""

@@ -51,7 +51,10 @@ _ORIGIN_BYTE = 12
 
 
 class RowCodec:
-    """Packs and unpacks rows of given fields. `dtype` describes the part of fixed size, `as_of` first."""
+    """Packs and unpacks rows of given fields. `dtype` describes the part of fixed size, `as_of` first.
+
+    `scalars`: unpacks a row whose fields are all single numbers; None if they are not.
+    """
 
     def __init__(self, fields: tuple[TensorSpec, ...]) -> None:
         self.fields = fields
@@ -59,7 +62,7 @@ class RowCodec:
         self._loose = [spec for spec in fields if not spec.is_fixed_number]
         plain = not self._loose and all(spec.shape == () for spec in fields)
         # numpy is slower than struct for a few rows of single numbers
-        self._scalars = struct.Struct("<I" + "".join(_CODES[s.dtype] for s in fields)) if plain else None
+        self.scalars = struct.Struct("<I" + "".join(_CODES[s.dtype] for s in fields)) if plain else None
         self.dtype = np.dtype([("as_of", "<u4"), *((key, s.dtype.numpy, s.shape) for key, s in self._fixed)])
 
     def pack(self, block: Block, as_of: npt.NDArray[np.float64]) -> Any:
@@ -87,8 +90,8 @@ class RowCodec:
         Each row is a bytes-like object.
         """
         names = [spec.name for spec in self.fields]
-        if self._scalars is not None:
-            unpacked = map(self._scalars.unpack_from, rows)
+        if self.scalars is not None:
+            unpacked = map(self.scalars.unpack_from, rows)
             if len(names) == 1:
                 name = names[0]
                 return [(as_of, {name: value}) for as_of, value in unpacked]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,13 +15,14 @@ from inference.batch.records import Chunk
 from inference.redis.clients import Client
 from inference.redis.keys import Keys
 from inference.sources import Slice
+from tests.support.local_reader import Published
 from tests.support.redis_server import RedisServer, find_redis_binary
 from tests.support.stack import ROOT
 
 pytestmark = pytest.mark.integration
 
 PASSWORD = "aPassword1"
-PROCESSES = ("api", "worker", "dashboard")
+PROCESSES = ("api", "worker", "dashboard", "reader")
 RUN = "delay-20260101T000000-abcdef"
 SCRIPT = "return redis.call('SET', KEYS[1], ARGV[1])"
 
@@ -142,6 +144,30 @@ def test_the_dashboard_writes_no_predictions_features_jobs_or_results(server: Re
                     "forecache:w:gpu", "forecache:q:batch", "forecache:p:delay:schemas"):  # fmt: skip
             for words in (("SET", key, "x"), ("DEL", key)):
                 assert_denied(client, *words)
+
+
+def test_a_reader_reads_predictions_and_writes_counters_only(server: RedisServer, tmp_path: Path) -> None:
+    url = f"redis://forecache-%s:{PASSWORD}@127.0.0.1:{server.port}/0"
+    published = Published(tmp_path, url % "worker")
+    published.publish(1.0)
+    published.client.close()
+    with redis.Redis(port=server.port, username="forecache-admin", password=PASSWORD) as admin:
+        with Published(tmp_path, url % "reader").reader() as reader:
+            reader.wait_ready()
+            assert reader.get("e1") is not None
+        assert admin.hget("forecache:h:delay:total", "hit_batch") == b"1"
+        assert [one for one in admin.acl_log() if one["username"] == "forecache-reader"] == []
+    with as_role(server, "reader") as client:
+        for key in (*PROTECTED, "forecache:p:delay:pointer", "forecache:p:delay:o:F1", "forecache:j:x"):
+            for words in (
+                ("SET", key, "x"),
+                ("HSET", key, "current", "1"),
+                ("DEL", key),
+                ("EVAL", SCRIPT, "1", key, "x"),
+            ):
+                assert_denied(client, *words)
+        for key in ("forecache:f:delay:g:1:{0}", "forecache:p:delay:o:F1", "forecache:j:x", "forecache:r:x"):
+            assert_denied(client, "TYPE", key)
 
 
 def test_each_role_may_do_its_work(server: RedisServer) -> None:
