@@ -136,9 +136,10 @@ class GenerationFollower:
             return None
         if loaded.manifest == manifest:
             return ServedFile(loaded, Outcome.HIT_BATCH)
-        # a later number was rolled back
-        is_older = loaded.manifest.number < manifest.number
-        may_answer = is_older and loaded.manifest.model_version not in pointer.held_versions
+        if loaded.manifest.number > manifest.number:
+            self._loaded = None  # it was rolled back, and must not stand in for a later one
+            return None
+        may_answer = loaded.manifest.model_version not in pointer.held_versions
         if may_answer and (self._keep_previous or self._cannot_write) and self._lives(loaded):
             return ServedFile(loaded, Outcome.PREVIOUS)
         return None

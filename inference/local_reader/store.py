@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections import defaultdict
@@ -138,6 +139,7 @@ class LocalStore:
 
     def forked(self) -> None:
         """Forget the threads, connections and reads, which are the parent process's."""
+        atexit.unregister(self._recorder.stop)  # its locks may be held for ever
         self._reviving = threading.Lock()
         self._is_forked = True
         self._forget_reads()
