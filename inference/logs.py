@@ -258,7 +258,10 @@ def log_through_logging() -> None:
     """Send our lines to Python's `logging`, in a process of somebody else's that has not set structlog up."""
     if not structlog.is_configured():
         structlog.configure(
-            processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer(["event"])],
+            processors=[
+                structlog.processors.format_exc_info,
+                structlog.processors.KeyValueRenderer(key_order=["event"]),
+            ],
             logger_factory=structlog.stdlib.LoggerFactory(),
             wrapper_class=structlog.stdlib.BoundLogger,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -18,8 +19,12 @@ import pandas as pd
 import pytest
 
 from forecache import BadRequest, Client, LocalReader, Prediction, Unavailable, UnknownEntity
+from inference.local_reader.follower import GenerationFollower
+from inference.local_reader.packed import PackedWriter
 from inference.monitoring.access_sample import AccessSample
+from inference.redis.bulk import Pace
 from inference.redis.clients import Client as RedisClient
+from inference.redis.clock import RedisClock
 from tests.support.local_reader import MODEL, Published, heard, tell, wait_end
 from tests.support.redis_server import RedisServer
 from tests.support.stack import ROOT, child_environment
@@ -214,6 +219,29 @@ def test_a_generation_that_was_rolled_back_answers_nobody(published: Published) 
         answer = reader.get("e1")
         assert answer is not None
         assert (answer.value, answer.outcome) == (1.0, "hit_batch")
+
+
+def test_what_was_rolled_back_never_stands_in_for_a_later_generation(
+    published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published.publish(1.0)
+    second = published.publish(2.0)
+    follower = GenerationFollower(published.table, published.files / "f", Pace(), RedisClock(), keep_previous=True)
+    follower.look()
+    assert follower.serving is not None
+    assert follower.serving.packed.find("e1") is not None
+
+    def full(_: PackedWriter) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(PackedWriter, "finish", full)
+    published.table.generations.rollback(second.number)
+    follower.look()
+    assert follower.serving is None
+    assert "No space left on device" in (follower.error or "")
+    published.publish(3.0)
+    follower.look()
+    assert follower.serving is None
 
 
 def test_an_answer_over_its_age_limit_is_none(published: Published, client: Client) -> None:
