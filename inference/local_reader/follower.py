@@ -60,7 +60,7 @@ class GenerationFollower:
         self._stopped = Event()
         self._loaded: PackedGeneration | None = None
         self._incarnation = ""
-        self._cannot_write = False
+        self._not_written: Manifest | None = None
         self._failures = Failures(__name__, "local_reader")
         self._next_load_at = self._refused_since = self._looked_at = self._worked_since = 0.0
         self._measured_at = float("-inf")
@@ -96,22 +96,23 @@ class GenerationFollower:
     def _look(self) -> None:
         pointer, manifest = self._ask()
         is_loaded = manifest is None or self._has(manifest, pointer)
-        self._cannot_write &= not is_loaded
+        if is_loaded:
+            self._not_written = None
         self.serving = self._choose(pointer, manifest)
         if manifest is None or is_loaded:
             return
-        if time.monotonic() < self._next_load_at:
+        if manifest == self._not_written and time.monotonic() < self._next_load_at:
             raise Unavailable(self.error or "")
         try:
             self._load(pointer, manifest)
         except _Interrupted:
             return
         except OSError as error:
-            self._next_load_at, self._cannot_write = time.monotonic() + RETRY_AFTER_S, True
+            self._not_written, self._next_load_at = manifest, time.monotonic() + RETRY_AFTER_S
             self.serving = self._choose(pointer, manifest)
             problem = f"generation {manifest.number} cannot be kept in {self._folder.parent}: {error.strerror or error}"
             raise Unavailable(f"{problem}; make room, or choose another folder") from error
-        self._cannot_write = False
+        self._not_written = None
         self.serving = self._choose(pointer, manifest)
 
     def _ask(self) -> tuple[Pointer, Manifest | None]:
@@ -140,7 +141,7 @@ class GenerationFollower:
             self._loaded = None  # it was rolled back, and must not stand in for a later one
             return None
         may_answer = loaded.manifest.model_version not in pointer.held_versions
-        if may_answer and (self._keep_previous or self._cannot_write) and self._lives(loaded):
+        if may_answer and (self._keep_previous or self._not_written is not None) and self._lives(loaded):
             return ServedFile(loaded, Outcome.PREVIOUS)
         return None
 
