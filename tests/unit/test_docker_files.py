@@ -78,7 +78,8 @@ def test_every_service_is_locked_and_has_time_to_stop(name: str) -> None:
 
 def test_every_secret_comes_from_a_file_that_the_script_makes(secrets: Path) -> None:
     named = {secret["file"] for secret in COMPOSE["secrets"].values()}
-    assert named == {f"./secrets/{file.name}" for file in secrets.iterdir() if file.name != "client_key"}
+    for_people = {"client_key", "reader_broker_url", "reader_cache_url"}  # and for services of theirs
+    assert named == {f"./secrets/{file.name}" for file in secrets.iterdir() if file.name not in for_people}
     used = {name for service in SERVICES.values() for name in mounted_secrets(service).values()}
     assert used == set(COMPOSE["secrets"])
 
