@@ -4,13 +4,13 @@
 |-----------|-----------------------------------------------------------------------------------------------------|
 | rows      | of each row: the length of its stored id (1 byte), the stored id, the packed row (`RowCodec`); the  |
 |           | length of the row (4 bytes) stands before it if rows differ in size                                 |
-| padding   | zeros: a reader loads words of eight bytes                                                          |
+| padding   | zeros: a reader loads words behind the end of an id                                                 |
 | directory | for each slot, uint32: the number of rows in the slots before it                                    |
 | places    | where each row starts, uint32 or uint64, in the order of the slots                                  |
 | footer    | the numbers and the manifest as JSON; its length (4 bytes); `MAGIC`                                 |
 
-The upper bits of the CRC-32 of the stored id choose its slot, which has one or two rows. The stored ids are compared
-in full, so no row answers for another id. A file never changes: it gets its name when it is whole.
+The upper bits of the CRC-32 of the stored id choose its slot, which has one row or none, rarely more. The stored ids are
+compared in full, so no row answers for another id. A file never changes: it gets its name when it is whole.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ _END = struct.Struct(f"<I{len(MAGIC)}s")
 _LENGTH = struct.Struct("<I")
 _WORD_BYTES = 8
 _ALIGNED = 64
+#: a reader loads words behind the end of an id, as far as the longest id reaches
+_PADDING = MAX_INLINE_ID_BYTES + 2 * _WORD_BYTES
+_PAGE_BYTES = 4096
 _LENGTH_BYTES = [bytes([length]) for length in range(MAX_INLINE_ID_BYTES + 1)]
 
 Ints = npt.NDArray[np.int64]
@@ -93,6 +96,8 @@ class PackedGeneration:
         self._directory = directory.cast("I")
         self._places = places.cast("I" if place_bytes == 4 else "Q")
         self._every = np.frombuffer(self._map, np.uint8)
+        # reads touch every page once, or the first read of each would wait for the kernel
+        self._every[::_PAGE_BYTES].max()
         self._words = np.ndarray((self.size - _WORD_BYTES + 1,), "<u8", self._every, strides=(1,))
         self._slots = np.frombuffer(directory, np.uint32)
         self._starts = np.frombuffer(places, np.uint32 if place_bytes == 4 else np.uint64)
@@ -144,7 +149,7 @@ class PackedGeneration:
         return as_of if same_age is None else same_age, prediction_of(values)
 
     def _places_of(self, data: Bytes, starts: Ints, lengths: Ints) -> Ints:
-        """Return where the row of each id starts; -1 for none. `data` ends with a word of padding."""
+        """Return where the row of each id starts; -1 for none. `data` ends with padding."""
         slots = (crc32_of_spans(data, starts, lengths) >> np.uint32(self._shift)).astype(np.int64)
         at, end = self._slots[slots].astype(np.int64), self._slots[slots + 1]
         found = np.full(len(starts), -1, np.int64)
@@ -164,8 +169,8 @@ class PackedGeneration:
         equal = np.ones(len(places), np.bool_)
         for done in range(0, int(lengths.max()), _WORD_BYTES):
             bits = (np.clip(lengths - done, 0, _WORD_BYTES) * 8).astype(np.uint64)
-            differ = self._words[np.minimum(places + done, len(self._words) - 1)]
-            differ ^= words[np.minimum(starts + done, len(words) - 1)]
+            differ = self._words[places + done]
+            differ ^= words[starts + done]
             equal &= differ << (np.uint64(64) - bits) == 0  # numpy shifts by 64 to 0
         return equal
 
@@ -189,7 +194,7 @@ class PackedGeneration:
 
 
 def _stored_forms(entity_ids: Sequence[str]) -> tuple[Bytes, Ints, Ints]:
-    """Return the stored ids one after the other, with a word of padding; and their starts and lengths."""
+    """Return the stored ids one after the other, with padding; and their starts and lengths."""
     text, offsets = bytes_of_ids(entity_ids)
     lengths = np.diff(offsets)
     if len(lengths) and lengths.max() > MAX_INLINE_ID_BYTES:
@@ -197,7 +202,7 @@ def _stored_forms(entity_ids: Sequence[str]) -> tuple[Bytes, Ints, Ints]:
         text = np.frombuffer(b"".join(stored), np.uint8)
         lengths = np.array([len(one) for one in stored], np.int64)
         offsets = np.append(0, np.cumsum(lengths))
-    return np.concatenate([text, np.zeros(_WORD_BYTES, np.uint8)]), offsets[:-1], lengths
+    return np.concatenate([text, np.zeros(_PADDING, np.uint8)]), offsets[:-1], lengths
 
 
 class PackedWriter:
@@ -235,7 +240,7 @@ class PackedWriter:
         """
         crcs, places = np.concatenate(self._crcs), np.concatenate(self._places)
         self._crcs, self._places = [], []
-        bits = max(1, len(crcs).bit_length() - 1)
+        bits = max(1, len(crcs).bit_length())
         slots = crcs >> np.uint32(32 - bits)
         before = np.zeros((1 << bits) + 1, np.uint32)
         np.cumsum(np.bincount(slots, minlength=1 << bits), out=before[1:])
@@ -274,4 +279,4 @@ class PackedWriter:
         return start
 
     def _pad(self) -> None:
-        self._at += self._file.write(bytes(_WORD_BYTES + -(self._at + _WORD_BYTES) % _ALIGNED))
+        self._at += self._file.write(bytes(_PADDING + -(self._at + _PADDING) % _ALIGNED))

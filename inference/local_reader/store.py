@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +101,9 @@ class LocalStore:
             if not self._allows_degraded:
                 return None
             outcome = _STALE
-        self._reads.append((entity_id, as_of, outcome))
+        # no tuple: the garbage collector would look at each
+        self._asked.append(entity_id)
+        self._ages[outcome].append(as_of)
         return as_of, value, outcome, serving.packed.manifest
 
     def get_many(self, entity_ids: Sequence[str]) -> LocalRows | None:
@@ -111,12 +112,14 @@ class LocalStore:
         if serving is None:
             return None
         rows = serving.packed.find_many(entity_ids)
-        is_old = rows.found & (self.clock.now() - rows.as_of > self._limit_s)
+        is_old = rows.found & (rows.as_of < self.clock.now() - self._limit_s)
         found = rows.found if self._allows_degraded else rows.found & ~is_old
         is_old &= found
         asked = entity_ids if found.all() else [entity_ids[i] for i in np.flatnonzero(found).tolist()]
-        fresh_at, old_at = rows.as_of[found & ~is_old], rows.as_of[is_old]
-        self._reads_of_many.append((list(asked[:MOST_ASKED]), [(serving.outcome, fresh_at), (_STALE, old_at)]))
+        ages = [(serving.outcome, rows.as_of[found])]
+        if is_old.any():
+            ages = [(serving.outcome, rows.as_of[found & ~is_old]), (_STALE, rows.as_of[is_old])]
+        self._reads_of_many.append((asked[:MOST_ASKED], ages))
         return LocalRows(found, rows.as_of, rows.block, is_old, serving.outcome, serving.packed.manifest)
 
     def _revive(self) -> ServedFile | None:
@@ -162,17 +165,14 @@ class LocalStore:
         self._is_forked = False
 
     def _forget_reads(self) -> None:
-        self._reads: list[tuple[str, float, Outcome]] = []
+        self._asked: list[str] = []
+        self._ages: dict[Outcome, list[float]] = {outcome: [] for outcome in Outcome}
         self._reads_of_many: list[tuple[Sequence[str], list[tuple[Outcome, npt.NDArray[np.float64]]]]] = []
 
     def _log(self, recorder: HitRecorder) -> None:
         """Give the reads since the last call to the recorder."""
-        now, reads, many = self.clock.now(), _take(self._reads), _take(self._reads_of_many)
-        ages: defaultdict[Outcome, list[float]] = defaultdict(list)
-        for _, as_of, outcome in reads:
-            ages[outcome].append(as_of)
-        asked = [entity_id for entity_id, _, _ in reads[:MOST_ASKED]]
-        parts = [(outcome, np.array(instants)) for outcome, instants in ages.items()]
+        now, asked, many = self.clock.now(), _take(self._asked)[:MOST_ASKED], _take(self._reads_of_many)
+        parts = [(outcome, np.array(_take(ages))) for outcome, ages in self._ages.items() if ages]
         for entity_ids, of_many in many:
             asked.extend(entity_ids[: MOST_ASKED - len(asked)])
             parts += of_many
