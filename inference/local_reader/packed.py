@@ -9,8 +9,8 @@
 | places    | where each row starts, uint32 or uint64, in the order of the slots                                  |
 | footer    | the numbers and the manifest as JSON; its length (4 bytes); `MAGIC`                                 |
 
-The upper bits of the CRC-32 of the stored id choose its slot, which has one row or none, rarely more. The stored ids are
-compared in full, so no row answers for another id. A file never changes: it gets its name when it is whole.
+The upper bits of the CRC-32 of the stored id choose its slot, which has one row or none, rarely more. The stored ids
+are compared in full, so no row answers for another id. A file never changes: it gets its name when it is whole.
 """
 
 from __future__ import annotations
