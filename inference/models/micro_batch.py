@@ -1,9 +1,9 @@
 """Finds the best number of rows of one model call, once for each version and kind of device, and remembers it.
 
 Larger calls are faster until memory or caches run short. A laptop's CPU and a GPU differ in that by a factor of a
-hundred. The processes of a host search one after the other: two at once would measure each other, which makes small
-calls look best. If other processes kept the machine busy during a search all the same, another one follows some time
-later, and the result of the calmer one counts.
+hundred. The processes of a host search one after the other: two at once would measure each other. If other
+processes kept the machine busy during a search all the same, another one follows some time later, and the result of the
+calmer one counts.
 """
 
 from __future__ import annotations
