@@ -1,8 +1,9 @@
 """Finds the best number of rows of one model call, once for each version and kind of device, and remembers it.
 
 Larger calls are faster until memory or caches run short. A laptop's CPU and a GPU differ in that by a factor of a
-hundred. If other processes kept the machine busy during a search, another one follows some time later, and the result
-of the calmer one counts.
+hundred. The processes of a host search one after the other: two at once would measure each other. If other
+processes kept the machine busy during a search all the same, another one follows some time later, and the result of the
+calmer one counts.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
+from inference import host_locks
 from inference.clock import Clock, system_clock
 from inference.errors import ModelOutOfMemory, PredictionFailed
 from inference.logs import get_logger
@@ -80,7 +82,7 @@ class MicroBatches:
         self._known: dict[tuple[str, int], MicroBatch] = {}
 
     def of(self, model: str, loaded: LoadedModel, setting: int | Literal["auto"]) -> MicroBatch:
-        """Return a version's micro-batch. A call with "auto" that searches may take `BUDGET_S` seconds.
+        """Return a version's micro-batch. A call with "auto" that searches may take twice `BUDGET_S` seconds.
 
         A number in the settings stays, unless so many rows do not fit into memory.
 
@@ -95,12 +97,17 @@ class MicroBatches:
         return known
 
     def _found(self, loaded: LoadedModel) -> MicroBatch:
+        record = self._recorded(loaded)
+        if record is None or self._now() >= _counts_until(record):
+            with host_locks.holding(host_locks.lock_file("micro-batch"), wait_s=BUDGET_S):
+                record = self._recorded(loaded)  # another process may have searched meanwhile
+                if record is None or self._now() >= _counts_until(record):
+                    return self._search(loaded, record)
+        return self._micro_batch(loaded, record)
+
+    def _recorded(self, loaded: LoadedModel) -> MicroBatchRecord | None:
         record = self._registry.micro_batch(loaded.model, loaded.record.version, loaded.runtime.device)
-        if record is not None and record.fingerprint != loaded.record.fingerprint:
-            record = None
-        if record is not None and self._now() < _counts_until(record):
-            return self._micro_batch(loaded, record)
-        return self._search(loaded, record)
+        return record if record is not None and record.fingerprint == loaded.record.fingerprint else None
 
     def _search(self, loaded: LoadedModel, before: MicroBatchRecord | None) -> MicroBatch:
         inputs = warm_up_inputs(loaded.vectoriser, SMALLEST)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -145,6 +147,31 @@ def registry() -> Iterator[Remembering]:
 def test_what_was_found_is_remembered_for_other_processes(registry: Remembering) -> None:
     first, second = Model(Machine(call_s=0.001)), Model(Machine(call_s=0.001))
     assert search(registry, first).rows == search(registry, second).rows == 16_384
+    assert first.machine.tried
+    assert not second.machine.tried
+
+
+def test_processes_of_a_host_search_one_after_the_other(registry: Remembering, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Model(Machine(call_s=0.001)), Model(Machine(call_s=0.001))
+    found_nothing, later = threading.Event(), list[Future[MicroBatch]]()
+    look, spend = registry.micro_batch, first.machine.spend
+
+    def look_up(model: str, version: int, device: str) -> MicroBatchRecord | None:
+        record = look(model, version, device)
+        if threading.current_thread() is not threading.main_thread():
+            found_nothing.set()
+        return record
+
+    def spend_while_another_searches(rows: int) -> None:
+        if not later:
+            later.append(threads.submit(search, registry, second))
+            assert found_nothing.wait(60)
+        spend(rows)
+
+    monkeypatch.setattr(registry, "micro_batch", look_up)
+    monkeypatch.setattr(first.machine, "spend", spend_while_another_searches)
+    with ThreadPoolExecutor(1) as threads:
+        assert search(registry, first).rows == later[0].result().rows == 16_384
     assert first.machine.tried
     assert not second.machine.tried
 
