@@ -53,7 +53,7 @@ def main() -> None:
         [
             ("get, a second", figures["gets_per_s"], None, figures["redis_gets_per_s"]),
             ("get, p99 in µs", figures["get_p99_us"], 10, None),
-            ("get, p99 in µs while a generation loads", figures["get_p99_us_while_loading"], None, None),
+            ("get, p99 in µs while a generation loads (None)", figures["get_p99_us_while_loading"], None, None),
             (f"get_many by {options.at_once:,}, reads per second of CPU", figures["reads_per_s"], 1_000_000, None),
             ("bytes an entity", figures["bytes_per_entity"], 40, None),
             ("load, rows a second", figures["load_rows_per_s"], None, None),
