@@ -17,6 +17,7 @@ from inference.economics.promises import Promises
 from inference.errors import BrokerUnavailable
 from inference.features import FeatureContract, FeatureWriter
 from inference.features.fallbacks import FallbackChain, open_fallback
+from inference.forgetting import Forgetting
 from inference.models import ModelHost, ModelRegistry
 from inference.monitoring.counters import FALLBACKS, HitRecorder, MinuteCounts, RecorderThread
 from inference.monitoring.parity import Parity
@@ -151,6 +152,11 @@ class Deployment:
     def reader(self, client: AsyncClient, kind: TableKind, model: str) -> AsyncTableReader:
         """Return the asyncio reader of one table."""
         return AsyncTableReader(client, self.keys.table(kind, model))
+
+    @BuiltOnce
+    def forgetting(self) -> Forgetting:
+        """Forgets entities on request."""
+        return Forgetting(self.settings, self.cache, self.keys, self.registry, self.table)
 
     def feature_writer(self, model: str, contract: FeatureContract) -> FeatureWriter:
         """Return a writer of single entities' features. Unlike a run, it never pauses between writes.

@@ -102,6 +102,12 @@ class UnknownEntity(ForecacheError):
     code = "unknown-entity"
 
 
+class EntityForgotten(UnknownEntity):
+    """Raised when an entity is on its model's list of forgotten entities."""
+
+    code = "forgotten"
+
+
 class Unauthorized(ForecacheError):
     """Raised when a request carries no known API key."""
 

@@ -14,7 +14,7 @@ from inference.errors import BadInput, Conflict, Defect, NotFound, StoreUnavaila
 from inference.failures import Failures
 from inference.logs import get_logger
 from inference.monitoring.queues import SENT_AT_HEADER
-from inference.serving.answering import check_model
+from inference.serving.answering import check_model, illegal_ids
 from inference.settings import Settings
 from tasks.celery_app import DeploymentTask
 
@@ -83,6 +83,26 @@ def compare_run(self: DeploymentTask, run_id: str, options: dict[str, Any] | Non
         failures.tell(error, "compare a run")
     else:
         failures.over("compare a run")
+
+
+@shared_task(name="forecache.forget_entity", ignore_result=True, bind=True)  # type: ignore[untyped-decorator]  # celery has no types
+def forget_entity(self: DeploymentTask, model: str, entity_id: str) -> None:
+    """Remove what the deployment holds of an entity that is on its model's list. Safe to run twice.
+
+    The API may neither change rows of generations nor reach the files of runs. A message alone forgets nobody.
+    """
+    if illegal_ids([entity_id]):  # a forged message
+        log.info("entity.not_forgotten", reason="no entity has such an id")
+        return
+    try:
+        check_model(model)
+        self.deployment.forgetting.remove(model, entity_id)
+    except (BadInput, NotFound) as error:  # lifted meanwhile
+        log.info("entity.not_forgotten", model=model, reason=error.message)
+    except Exception as error:  # noqa: BLE001 - `tell` logs it; whoever asked may ask again
+        failures.tell(error, "forget an entity")
+    else:
+        failures.over("forget an entity")
 
 
 @shared_task(name="forecache.drive_run", ignore_result=True, bind=True)  # type: ignore[untyped-decorator]  # celery has no types

@@ -45,7 +45,9 @@ PLACES: dict[str, Any] = {
     "number": "N", "bucket": "B", "field": b"ID", "digest": "DIGEST", "token": "TOKEN",
 }  # fmt: skip
 #: they make no key, or the start of one
-NO_KEYS = {"base", "rows", "prefix", "model", "table", "part", "run_part", "generation_prefix", "bucket_form"}
+NO_KEYS = {
+    "base", "rows", "prefix", "model", "table", "part", "run_part", "deployment", "generation_prefix", "bucket_form",
+}  # fmt: skip
 
 
 def redis_keys() -> dict[str, str]:

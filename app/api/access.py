@@ -140,11 +140,13 @@ class AccessControl:
 
 
 def needed_scope(method: str, path: str) -> Scope:
-    """Return the scope that a request needs: `read` to read, `enqueue` for jobs, `write` for features, else `admin`."""
+    """Return the scope that a request needs: `read` to read, else by its path, else `admin`."""
     if method in ("GET", "HEAD", "OPTIONS") or path == "/predict" or path.startswith(("/v1/", "/v2/")):
         return Scope.READ
     if path == "/features" or path.startswith("/features/"):
         return Scope.WRITE
+    if path.startswith("/entities/"):
+        return Scope.FORGET
     return Scope.ENQUEUE if path == "/predictions" or path.startswith("/predictions/") else Scope.ADMIN
 
 

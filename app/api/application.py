@@ -20,6 +20,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import (
+    entities,
     features,
     health,
     hot_path,
@@ -172,7 +173,7 @@ def create_app(settings: Settings, *, open_process: OpenProcess = open_process) 
     )
     _add_documents(app, settings.api.root_path)
     # the extensions first: `/v2/models/stats` is no model
-    for noun in (predictions, features, runs, metrics, health, open_inference_extensions, open_inference):
+    for noun in (predictions, features, entities, runs, metrics, health, open_inference_extensions, open_inference):
         app.include_router(noun.router)
     app.router.routes.append(tensorflow_serving.route())
     app.add_middleware(BodyLimit, memory=app.memory)

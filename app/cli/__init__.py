@@ -18,6 +18,7 @@ from app.cli import (
     curves,
     doctor,
     features,
+    forget,
     hits,
     init,
     keys,
@@ -53,6 +54,7 @@ for command in (
     doctor.doctor,
     predict.predict,
     predict.enqueue,
+    forget.forget,
     hits.hits,
     bench.bench,
     cost.cost,
@@ -137,6 +139,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "forecache predict 42 --model delay --max-staleness-hours 0 --timeout-ms 500",
     ),
     "enqueue": ("forecache enqueue 41 42 43 --wait", "forecache enqueue --model delay --priority low $(cat ids.txt)"),
+    "forget": (
+        "forecache forget customer-42",
+        "forecache forget --list --json",
+        "forecache forget delay 42 --lift",
+    ),
     "hits": ("forecache hits", "forecache hits delay --window 24h --json"),
     "bench": ("forecache bench", "forecache bench delay --rate 500 --miss-share 0.05 --json"),
     "cost": (

@@ -4,12 +4,13 @@
 `forecache.celery` sends Celery tasks, for applications that have Celery.
 """
 
-from forecache.answers import Failed, HitRate, Prediction, Predictions, Run, Update
+from forecache.answers import Failed, Forgotten, HitRate, Prediction, Predictions, Run, Update
 from forecache.client import AsyncClient, AsyncJob, Client, Job
 from forecache.errors import (
     BadRequest,
     Conflict,
     DeadlineExceeded,
+    EntityForgotten,
     ForecacheError,
     NoConnection,
     NotAuthorized,
@@ -33,8 +34,10 @@ __all__ = [
     "Client",
     "Conflict",
     "DeadlineExceeded",
+    "EntityForgotten",
     "Failed",
     "ForecacheError",
+    "Forgotten",
     "HitRate",
     "Job",
     "LocalPredictions",

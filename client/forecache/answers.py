@@ -176,6 +176,22 @@ class HitRate:
         return cls(item["model"], item["window_s"], item["total"], item["hit_rate"], item["outcomes"])
 
 
+@dataclass(frozen=True)
+class Forgotten:
+    """Whether an entity is forgotten. `done`: all was removed that could be found; `details`: the whole answer."""
+
+    entity_id: str
+    model: str
+    forgotten: bool
+    done: bool
+    details: Mapping[str, Any]
+
+    @classmethod
+    def from_json(cls, item: Mapping[str, Any]) -> Forgotten:
+        """Return what an answer's JSON says."""
+        return cls(item["entity_id"], item["model"], item["forgotten"], item["done"], item)
+
+
 def item_of(item: Mapping[str, Any]) -> Prediction | Failed:
     """Return the prediction or failure of one item of a list."""
     if "error" in item:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from forecache.answers import Failed, HitRate, Prediction, Predictions, Run, Update
+from forecache.answers import Failed, Forgotten, HitRate, Prediction, Predictions, Run, Update
 from forecache.calls import Answer, Caller, Pause, Send, Steps
 from forecache.errors import DeadlineExceeded, ForecacheError
 from forecache.keywords import check_all_keywords
@@ -219,6 +219,22 @@ class Client:
         """
         return [update for part in self._requests.put_features(items, model) for update in self._run(part)]
 
+    def forget(
+        self, entity_id: str | int, *, model: str | None = None, until: datetime | str | None = None
+    ) -> Forgotten:
+        """Have an entity forgotten: removes what is held of it, and stores nothing of it until `until`, or `lift`.
+
+        If the result is not `done`, call it again later: it may run twice.
+
+        Raises:
+            ForecacheError: it is refused, or the deployment cannot do it now.
+        """
+        return self._run(self._requests.forget(entity_id, model, until))
+
+    def lift(self, entity_id: str | int, *, model: str | None = None) -> Forgotten:
+        """Let a forgotten entity be known again, from the next run or update on."""
+        return self._run(self._requests.lift(entity_id, model))
+
     def runs(self, *, model: str | None = None, limit: int = 50) -> list[Run]:
         """Return the last runs, newest first; of all models unless one is named."""
         return self._run(self._requests.runs(model, limit))
@@ -407,6 +423,16 @@ class AsyncClient:
     ) -> list[Update]:
         """Store features of many entities, as `Client.put_features_of` does."""
         return [update for part in self._requests.put_features(items, model) for update in await self._run(part)]
+
+    async def forget(
+        self, entity_id: str | int, *, model: str | None = None, until: datetime | str | None = None
+    ) -> Forgotten:
+        """Have an entity forgotten, as `Client.forget` does."""
+        return await self._run(self._requests.forget(entity_id, model, until))
+
+    async def lift(self, entity_id: str | int, *, model: str | None = None) -> Forgotten:
+        """Let a forgotten entity be known again, from the next run or update on."""
+        return await self._run(self._requests.lift(entity_id, model))
 
     async def runs(self, *, model: str | None = None, limit: int = 50) -> list[Run]:
         """Return the last runs, newest first."""

@@ -45,6 +45,10 @@ class UnknownEntity(NotFound):
     """Raised when no features of the entity were ever loaded."""
 
 
+class EntityForgotten(UnknownEntity):
+    """Raised when the entity was forgotten on request."""
+
+
 class UnknownModel(BadRequest):
     """Raised when no such model is configured, or several are and none was named."""
 
@@ -91,6 +95,7 @@ class NotForecache(ForecacheError):
 
 _BY_CODE: dict[str, type[ForecacheError]] = {
     "unknown-entity": UnknownEntity,
+    "forgotten": EntityForgotten,
     "unknown-model": UnknownModel,
     "conflict": Conflict,
     "overloaded": Overloaded,

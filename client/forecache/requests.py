@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Literal
 from urllib.parse import quote
 
-from forecache.answers import Failed, HitRate, Prediction, Predictions, Run, Update, item_of
+from forecache.answers import Failed, Forgotten, HitRate, Prediction, Predictions, Run, Update, item_of
 from forecache.calls import Caller, Steps
 from forecache.errors import BadRequest, Conflict, ForecacheError, Unavailable, error_of
 from forecache.inputs import body_of, entity_id_of, entity_ids_of, index_of, instances_of, instant_of, parts_of
@@ -172,6 +172,20 @@ class Requests:
             repeatable=all("event_time" in item for item in items),
         )
         return [Update.from_json(item) for item in answer["items"]]
+
+    def forget(self, entity_id: Any, model: str | None, until: datetime | str | None) -> Steps[Forgotten]:
+        """Return the call that forgets an entity."""
+        params = {"until": instant_of(until, "until"), "wait_s": round(min(ASK_S, self._caller.timeout_s / 2), 3)}
+        return (yield from self._entity("DELETE", entity_id, model, params))
+
+    def lift(self, entity_id: Any, model: str | None) -> Steps[Forgotten]:
+        """Return the call that takes an entity off the list of forgotten ones."""
+        return (yield from self._entity("PUT", entity_id, model, {}))
+
+    def _entity(self, method: str, entity_id: Any, model: str | None, params: Mapping[str, Any]) -> Steps[Forgotten]:
+        path = f"/entities/{quote(entity_id_of(entity_id), safe='')}"
+        answer = yield from self._caller.call(method, path, params={"model": model or self._model, **params})
+        return Forgotten.from_json(answer)
 
     def runs(self, model: str | None, limit: int) -> Steps[list[Run]]:
         """Return the call that gives the last runs, newest first."""

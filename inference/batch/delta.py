@@ -7,7 +7,7 @@ whose vectors changed, over the copies. At the end, rows that the new run has no
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +15,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.fs as fs
 
+from inference.batch.erasing import ErasedRows, IsDoomed, erase_rows
 from inference.batch.ledger import KEEP_RUNS, Ledger
 from inference.batch.paths import vectors_folder
 from inference.batch.records import RunRecord, RunState, Trigger, is_run_id
 from inference.batch.sinks import SUCCESS
-from inference.batch.vectors import Facts, VectorCheck, Vectors, merge_parts, open_vectors, remove_vectors
+from inference.batch.vectors import Facts, TakenVectors, VectorCheck, Vectors, merge_parts, open_vectors, remove_vectors
 from inference.errors import BadInput, SourceError
 from inference.failures import sentence_of
 from inference.features import FeatureContract
@@ -28,7 +29,7 @@ from inference.models import VersionRecord
 from inference.settings import Settings
 from inference.sources import hash_ids
 from inference.storage import open_location
-from inference.store import GENERATION_FORMAT, Manifest, Table, bucket_count
+from inference.store import GENERATION_FORMAT, Manifest, Table, bucket_count, stored_id
 
 log = get_logger(__name__)
 
@@ -133,6 +134,24 @@ class Deltas:
             remove_vectors(self._folder(model, run_id))
         except (OSError, BadInput) as error:
             log.warning("run.vectors_not_removed", run_id=run_id, error=sentence_of(error))
+
+    def erase(
+        self, model: str, run_id: str, parts: str | None, is_doomed: IsDoomed, stored: Iterable[bytes] = ()
+    ) -> tuple[ErasedRows, int]:
+        """Remove rows from a run's Parquet parts, and their vectors; return what left the parts, and how many vectors.
+
+        `parts`: the folder; None for none. `stored`: ids, by their stored forms, whose vectors leave in any case.
+
+        Raises:
+            OSError: a part cannot be read or written.
+            SourceError: the vectors are damaged, or cannot be written.
+        """
+        vectors = TakenVectors(self._folder(model, run_id))
+        erased = ErasedRows()
+        if parts is not None:
+            erased = erase_rows(parts, is_doomed, before=vectors.take, give_way=self.give_way)
+        gone = pa.array([*stored, *map(stored_id, sorted(erased.ids))], pa.large_binary())
+        return erased, vectors.put_back(hash_ids(gone), erased.places)
 
     def _base(self, run: RunRecord, version: VersionRecord, rows: int) -> Base:
         batch = self.settings.models[run.model].batch

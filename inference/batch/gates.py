@@ -90,6 +90,10 @@ class RunFacts:
     bad_rows: tuple[BadRows, ...] = ()
     #: rows that the run did not score, since their entities are outside its active set
     outside: int = 0
+    #: rows that the run left out, since their entities were forgotten; and how many entities were forgotten since it
+    #: was requested: their rows may have been counted before they were removed
+    forgotten: int = 0
+    forgotten_since: int = 0
     #: rows of the run's feature table; None for none
     features: int | None = None
     #: distinct legal ids of the source; None when no recount was needed
@@ -123,7 +127,7 @@ class RunFacts:
     @property
     def not_stored(self) -> int:
         """Rows of the plan without a prediction, on purpose."""
-        return self.outside + self.left_out
+        return self.outside + self.forgotten + self.left_out
 
     @property
     def needs_recount(self) -> bool:
@@ -181,14 +185,23 @@ def _coverage(facts: RunFacts) -> Gate:
     expected = distinct - facts.not_stored
     of_set = f" of the active set ({facts.rule})" if facts.outside else ""
     if facts.stored == expected:
-        return Gate("coverage", True, f"all {expected:,} entities{of_set} are stored")
+        return Gate("coverage", True, f"all {expected:,} entities{of_set} are stored{_but_forgotten(facts.forgotten)}")
+    gone = expected - facts.stored
+    if 0 < gone <= facts.forgotten_since:
+        forgotten = _but_forgotten(facts.forgotten + gone)
+        return Gate("coverage", True, f"all {facts.stored:,} entities{of_set} are stored{forgotten}")
     word = "missing" if facts.stored < expected else "too many"
     detail = f"{facts.stored:,} of {expected:,} entities{of_set} are stored ({abs(expected - facts.stored):,} {word})"
     return Gate("coverage", False, detail)
 
 
+def _but_forgotten(entities: int) -> str:
+    return f", without {entities:,} forgotten ones" if entities else ""
+
+
 def _features(facts: RunFacts, stored: int) -> Gate:
-    if stored == facts.stored + facts.outside:
+    # an entity that is forgotten meanwhile leaves one table before the other
+    if abs(stored - facts.stored - facts.outside) <= facts.forgotten_since:
         return Gate("features", True, f"the features of all {stored:,} are stored")
     outside = f" and {facts.outside:,} entities outside the active set" if facts.outside else ""
     detail = f"the features of {stored:,} entities are stored, and {facts.stored:,} predictions{outside}"

@@ -12,6 +12,7 @@ from typing import Any
 
 from inference.batch.comparison.differences import RunDiff
 from inference.batch.delta import Deltas
+from inference.batch.erasing import erase_rows
 from inference.batch.gates import (
     MAX_EXAMPLES,
     NO_DECISIONS,
@@ -36,7 +37,7 @@ from inference.redis.keys import Keys, TableKind
 from inference.settings import BatchSettings, Settings
 from inference.sources import IdCount, count_distinct_ids, open_source
 from inference.storage import is_uri
-from inference.store import GenerationState, Manifest, Pointer, Table
+from inference.store import GenerationState, Manifest, Pointer, Table, stored_id
 from inference.stored_data import json_text_of, reading
 
 log = get_logger(__name__)
@@ -237,8 +238,8 @@ class Publisher:
             if not is_published and not self.tables.are_loading(run):
                 self._fail(run, "its predictions are gone from Redis: start a new run")
                 return
-            if run.vector_key and not is_published:
-                self.deltas.settle(run)
+            if not is_published:
+                self._settle(run)
             verdict = "" if is_published else failed_gates(self._check(run))
             if run.shadow:
                 self.ledger.move(run, RunState.COMPARED, expected=[RunState.PUBLISHING], spent="1")
@@ -262,6 +263,31 @@ class Publisher:
             self._end(run, sentence_of(error))
         else:
             log.info("run.published", run_id=run.run_id, generation=None if run.is_partial else run.generation)
+
+    def _settle(self, run: RunRecord) -> None:
+        """Remove the rows that must not serve. May run twice."""
+        if run.vector_key:
+            self.deltas.settle(run)
+        self._leave_out_forgotten(run)
+
+    def _leave_out_forgotten(self, run: RunRecord) -> None:
+        """Remove the rows of entities that were forgotten since the run was requested. May run twice.
+
+        A worker that began a chunk before that may have written them after they were removed.
+        """
+        forgotten = self.tables.predictions(run.model).forgotten.all()
+        if not forgotten or not forgotten.added_since(run.created_at):
+            return
+        gone = {
+            stored
+            for one in self.tables.of(run)
+            if one.manifest is not None
+            for stored in one.table.generations.sweep(one.manifest, forgotten, give_way=self.give_way)
+        }
+        parts = parquet_folder_of(self.settings, run)
+        erased, _ = self.deltas.erase(run.model, run.run_id, parts, forgotten.mask, gone)
+        erase_rows(quarantine_folder_of(self.settings, run), forgotten.mask, give_way=self.give_way)
+        log.info("run.forgotten_left_out", run_id=run.run_id, entities=len(gone | set(map(stored_id, erased.ids))))
 
     def _end(self, run: RunRecord, error: str) -> None:
         """End a run with an error; a run that serves already is published all the same."""
@@ -323,6 +349,8 @@ class Publisher:
             quarantined=sum(result["quarantined"] for result in results),
             non_finite=sum(result["non_finite"] for result in results),
             outside=sum(result.get("outside", 0) for result in results),
+            forgotten=sum(result.get("forgotten", 0) for result in results),
+            forgotten_since=self.tables.predictions(run.model).forgotten.all().added_since(run.created_at),
             rule=run.entities_rule,
             current_rule=before.entities_rule if before else run.entities_rule,
             current_outside=before.rows_outside if before else 0,
@@ -405,7 +433,8 @@ class Publisher:
 
 
 def _reported(result: Mapping[str, Any]) -> int:
-    return int(result["rows"] - result.get("outside", 0) - result["quarantined"] - result["non_finite"])
+    on_purpose = result.get("outside", 0) + result.get("forgotten", 0)
+    return int(result["rows"] - on_purpose - result["quarantined"] - result["non_finite"])
 
 
 def bad_rows_of(results: Iterable[Mapping[str, Any]]) -> tuple[BadRows, ...]:

@@ -28,6 +28,7 @@ from inference.features.key_columns import GroupTimes, group_times
 from inference.features.rows import oldest, take
 from inference.models import LoadedModel, MicroBatch, ScoredRows, score_rows
 from inference.schema import Block
+from inference.store import NOBODY, ForgottenIds
 from inference.stored_data import json_of
 
 #: prepared batches that wait for the model, and windows that wait for the sinks
@@ -80,14 +81,18 @@ class PreparedRows:
     """A batch: all its `rows`, the refused ones, and the `usable` ones with their features in the same order.
 
     `features` also holds the fields that a feature table adds to the features (`StoredForm`). `compared`: what became
-    of the usable rows' vectors; None unless the run keeps them.
+    of the usable rows' vectors; None unless the run keeps them. `forgotten`: the number of rows that are neither usable
+    nor refused, since their entities are forgotten.
     """
 
     rows: TableRows
     refused: tuple[Refusal, ...]
     usable: TableRows
     features: Block
+    #: which of `rows` are usable
+    kept: npt.NDArray[np.bool_]
     compared: Compared | None = None
+    forgotten: int = 0
 
     def take(self, mask: npt.NDArray[np.bool_]) -> PreparedRows:
         """Return the batch with some of its usable rows."""
@@ -114,10 +119,7 @@ class PreparedRows:
 
         `chosen`: has an entry for each of the batch's `rows`.
         """
-        is_usable = np.ones(len(chosen), bool)
-        for one in self.refused:
-            is_usable[one.positions] = False
-        mask = chosen[is_usable]
+        mask = chosen[self.kept]
         others = self.usable.take(~mask)
         return self.take(mask), Window(others.ids, {}, others.as_of, take(self.features, ~mask))
 
@@ -127,7 +129,8 @@ class Preparer:
     """Prepares batches for one model: the model's inputs of each row, or the reason why it has none.
 
     `loaded_at`: the instant of the run, in epoch seconds. Feature functions get it, and it is the `as_of` of rows
-    without an event time. `vectors`: tells which rows need no model; None: all do.
+    without an event time. `vectors`: tells which rows need no model; None: all do. `forgotten`: entities that are left
+    out.
     """
 
     vectoriser: Vectoriser
@@ -135,9 +138,10 @@ class Preparer:
     event_time_column: str | None
     loaded_at: float
     vectors: VectorCheck | None = None
+    forgotten: ForgottenIds = NOBODY
 
     def prepare(self, batch: pa.RecordBatch) -> PreparedRows:
-        """Return a batch's rows, each either usable or refused once, for its first reason.
+        """Return a batch's rows, each usable, of a forgotten entity, or refused once, for its first reason.
 
         Raises:
             ContractError: a feature function failed.
@@ -148,11 +152,13 @@ class Preparer:
         rows = TableRows(batch, ids, self._as_of(times, batch.num_rows))
         block = features.block | self._notes(features, times)
         bad_ids = np.asarray(illegal_entity_ids(ids))
-        if not bad_ids.any() and not features.rejected.any():
-            return self._compared(PreparedRows(rows, (), rows, block))
-        keep = ~(bad_ids | features.rejected)
-        refused = tuple(self._refusals(bad_ids, features))
-        return self._compared(PreparedRows(rows, refused, rows.take(keep), take(block, keep)))
+        gone = self.forgotten.mask(pc.fill_null(ids, ""))
+        keep = ~(bad_ids | features.rejected | gone)
+        if keep.all():
+            return self._compared(PreparedRows(rows, (), rows, block, keep))
+        refused = tuple(self._refusals(bad_ids, features, gone))
+        usable = PreparedRows(rows, refused, rows.take(keep), take(block, keep), keep, forgotten=int(gone.sum()))
+        return self._compared(usable)
 
     def _compared(self, prepared: PreparedRows) -> PreparedRows:
         """Add what became of the usable rows' vectors."""
@@ -174,8 +180,10 @@ class Preparer:
         known_at = {group: np.minimum(of_group, self.loaded_at) for group, of_group in times.items()}
         return self.vectoriser.contract.stored_form.notes(features.imputed, known_at, len(features.rejected))
 
-    def _refusals(self, bad_ids: npt.NDArray[np.bool_], features: FeatureRows) -> Iterator[Refusal]:
-        seen = bad_ids.copy()
+    def _refusals(
+        self, bad_ids: npt.NDArray[np.bool_], features: FeatureRows, gone: npt.NDArray[np.bool_]
+    ) -> Iterator[Refusal]:
+        seen = bad_ids | gone
         if bad_ids.any():
             yield Refusal(None, _BAD_ID.format(column=self.entity_column), np.flatnonzero(bad_ids))
         for rejection in features.reasons:
@@ -205,7 +213,7 @@ class Preparer:
 
 @dataclass
 class ChunkResult:
-    """Counts a chunk's rows: `rows` = stored + `outside` + `quarantined` + `non_finite`.
+    """Counts a chunk's rows: `rows` = stored + `outside` + `forgotten` + `quarantined` + `non_finite`.
 
     `outside`: rows that the run does not score, since their entities are outside its active set. `carried`: how many of
     the stored ones were known.
@@ -213,6 +221,7 @@ class ChunkResult:
 
     rows: int = 0
     outside: int = 0
+    forgotten: int = 0
     carried: int = 0
     quarantined: int = 0
     non_finite: int = 0
@@ -245,6 +254,7 @@ class ChunkResult:
             "quarantined": self.quarantined,
             "non_finite": self.non_finite,
             **({"carried": self.carried} if self.carried else {}),
+            **({"forgotten": self.forgotten} if self.forgotten else {}),
             "bad_rows": json_of(tuple[BadRows, ...], reasons),
         }
 
@@ -342,6 +352,7 @@ class ChunkScorer:
 
     def _score_batch(self, prepared: PreparedRows, result: ChunkResult) -> Iterator[Window]:
         result.rows += len(prepared.rows.ids)
+        result.forgotten += prepared.forgotten
         for one in prepared.refused:
             source, ids = prepared.rows.source, prepared.rows.ids
             result.refuse(BadRows(one.feature, one.reason, len(one.positions), _names(ids, one.positions)))

@@ -194,13 +194,14 @@ class Vectors:
     def __init__(self, file: Any) -> None:
         reader = pa.ipc.open_file(file)
         self.facts = record_from_json(Facts, reader.schema.metadata[_FACTS], "the vectors of a run")
-        self._batches = [
+        self.schema = reader.schema
+        self.batches = [
             {name: batch.column(name).to_numpy() for name in batch.schema.names}
             for batch in (reader.get_batch(number) for number in range(reader.num_record_batches))
             if batch.num_rows
         ]
-        self._firsts = np.array([batch["hash"][0] for batch in self._batches], np.uint64)
-        self.rows = sum(len(batch["hash"]) for batch in self._batches)
+        self._firsts = np.array([batch["hash"][0] for batch in self.batches], np.uint64)
+        self.rows = sum(len(batch["hash"]) for batch in self.batches)
 
     def find(self, hashes: Hashes) -> KnownVectors:
         """Return what is known of ids, by the hashes of their stored forms."""
@@ -228,7 +229,7 @@ class Vectors:
 
     def without(self, other: Vectors) -> Iterator[tuple[Hashes, npt.NDArray[np.uint32]]]:
         """Yield, some at a time, the rows that `other` lacks: the hashes of their ids and those of their buckets."""
-        for batch in self._batches:
+        for batch in self.batches:
             gone = ~other._has(batch["hash"])
             if gone.any():
                 yield batch["hash"][gone], batch["bucket"][gone]
@@ -244,7 +245,7 @@ class Vectors:
     def _of_batches(self, hashes: Hashes) -> Iterator[tuple[dict[str, Any], slice]]:
         """Yield each batch with the stretch of ascending hashes that it may hold."""
         starts = [0, *np.searchsorted(hashes, self._firsts[1:]).tolist(), len(hashes)]
-        for batch, start, end in zip(self._batches, starts, starts[1:], strict=False):
+        for batch, start, end in zip(self.batches, starts, starts[1:], strict=False):
             if start < end:
                 yield batch, slice(start, end)
 
@@ -303,11 +304,17 @@ def open_vectors(folder: str) -> Vectors | None:
     with _errors(folder):
         if where.filesystem.get_file_info(path).type is fs.FileType.NotFound:
             return None
-        return Vectors(pa.memory_map(path)) if where.is_local else _fetched(folder)
+        return Vectors(pa.memory_map(path)) if where.is_local else _fetched(folder, _stamp_of(where.at(path)))
+
+
+def _stamp_of(file: Location) -> str:
+    """Return a text that changes when the file does: an entity may be forgotten meanwhile."""
+    info = file.filesystem.get_file_info(file.path)
+    return f"{info.mtime_ns} {info.size}"
 
 
 @lru_cache(maxsize=2)  # each chunk of a run reads it
-def _fetched(folder: str) -> Vectors:
+def _fetched(folder: str, stamp: str) -> Vectors:  # noqa: ARG001 - another stamp means another content
     """Return vectors in an object store, mapped from a nameless copy on this machine."""
     where = open_location(folder)
     with tempfile.NamedTemporaryFile() as copy:
@@ -344,6 +351,51 @@ def merge_parts(folder: str, facts: Facts, *, chunks: int, give_way: Callable[[]
     if whole is None:
         raise SourceError(f"the vectors in {folder} are gone: another process removed them")
     return whole
+
+
+class TakenVectors:
+    """The vectors of a run while rows leave its Parquet parts; without the file, the next delta run scores all rows."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._taken: Vectors | None = None
+
+    def take(self) -> None:
+        """Read the vectors and remove their file, before a part changes: after a kill, its places would be wrong."""
+        self._taken = open_vectors(self._folder)
+        if self._taken is not None:
+            where = open_location(self._folder)
+            with _errors(self._folder):
+                where.filesystem.delete_file(f"{where.path}/{_WHOLE}")
+
+    def put_back(self, hashes: Hashes, places: Sequence[int]) -> int:
+        """Write the file again without some ids, by the hashes of their stored forms; return how many it had.
+
+        `places`: of the rows that have left the parts; those behind them in the same part have moved up.
+
+        Raises:
+            SourceError: the file is damaged, or cannot be written.
+        """
+        whole = self._taken or open_vectors(self._folder)
+        if whole is None:
+            return 0
+        removed = sum(int(np.isin(batch["hash"], hashes).sum()) for batch in whole.batches)
+        if removed or self._taken is not None:
+            _rewrite(self._folder, whole, hashes, np.sort(np.array(places, np.uint64)))
+        return removed
+
+
+def _rewrite(folder: str, whole: Vectors, hashes: Hashes, gone: Hashes) -> None:
+    name = _WHOLE.partition(".")[0]
+    with _errors(folder), _writing(open_location(folder), name, f"{os.getpid()}", whole.schema) as writer:
+        for batch in whole.batches:
+            left = ~np.isin(batch["hash"], hashes)
+            columns = {name: values[left] for name, values in batch.items()}
+            if "place" in columns:
+                at = columns["place"]
+                before = np.searchsorted(gone, at) - np.searchsorted(gone, at >> _SHIFT << _SHIFT)
+                columns["place"] = at - before.astype(np.uint64)
+            writer.write_batch(pa.RecordBatch.from_arrays(list(map(pa.array, columns.values())), schema=whole.schema))
 
 
 def remove_vectors(folder: str) -> None:

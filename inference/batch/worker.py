@@ -203,7 +203,12 @@ class ChunkWorker:
         return ChunkScorer(
             model=model,
             preparer=Preparer(
-                model.vectoriser, planned.entity_column, planned.event_time_column, run.created_at, check
+                model.vectoriser,
+                planned.entity_column,
+                planned.event_time_column,
+                run.created_at,
+                check,
+                self.tables.predictions(run.model).forgotten.all(),
             ),
             sinks=sinks,
             feature_sinks=feature_sinks,

@@ -25,7 +25,7 @@ from inference.features.key_columns import (
 from inference.features.rows import examples, oldest
 from inference.features.vectoriser import Vectoriser
 from inference.sources import Slice, Source, count_distinct_ids, open_any, read_slices, whole_slices
-from inference.store import GenerationState, Manifest, Table
+from inference.store import ForgottenIds, GenerationState, Manifest, Table
 
 #: rows written together: large windows put several fields into each HSET
 ROWS_PER_WINDOW = 250_000
@@ -77,7 +77,7 @@ def load_features(
     A row that cannot be used refuses the whole load, and the current features stay. Without an event-time column the
     features are as of this load. `newest`: load the newest row of an entity (see `NewestRows`); without it, several
     rows of an entity refuse the load. `keep_s`: when Redis forgets them. All feature groups come from this table; if
-    there are several, a row may have nothing of some of them.
+    there are several, a row may have nothing of some of them. Rows of forgotten entities are left out.
 
     Raises:
         SourceError: the table cannot be read, lacks a column, or has rows that cannot be used (null, illegal or
@@ -95,9 +95,13 @@ def load_features(
         keep_s=keep_s,
     )
     try:
+        forgotten, left_out = table.forgotten.all(), 0
         for batch in _windows(checked, rows_per_window):
-            _write(table, manifest, checked, batch)
-        _refuse_duplicates(table, manifest, checked)
+            left_out += _write(table, manifest, checked, batch, forgotten)
+        _refuse_duplicates(table, manifest, checked, left_out)
+        latest = table.forgotten.all()
+        if latest.added_since(manifest.created_at):
+            table.generations.sweep(manifest, latest, give_way=lambda: None)
         table.generations.publish(manifest.number)
     except BaseException:
         # if even this fails, the generation ends with the deadline of its manifest
@@ -107,7 +111,7 @@ def load_features(
         raise
     for number in table.generations.collectable():
         table.generations.collect(number)
-    return LoadReport(checked.name, manifest.number, checked.rows, round(time.monotonic() - started, 3))
+    return LoadReport(checked.name, manifest.number, checked.rows - left_out, round(time.monotonic() - started, 3))
 
 
 def _open(
@@ -148,7 +152,8 @@ def _windows(source: _Source, rows: int) -> Iterator[pa.RecordBatch]:
         yield pa.concat_batches(waiting)
 
 
-def _write(table: Table, manifest: Manifest, source: _Source, batch: pa.RecordBatch) -> None:
+def _write(table: Table, manifest: Manifest, source: _Source, batch: pa.RecordBatch, forgotten: ForgottenIds) -> int:
+    """Write a window of rows, and return how many were left out, since their entities are forgotten."""
     ids = entity_ids_as_text(batch.column(source.entity_column), source.entity_column)
     illegal = illegal_entity_ids(ids)
     if pc.any(illegal).as_py():
@@ -158,6 +163,9 @@ def _write(table: Table, manifest: Manifest, source: _Source, batch: pa.RecordBa
             f"such as {', '.join(map(repr, bad))}: give every row 1 to 512 bytes without control characters",
             field=source.entity_column,
         )
+    gone = forgotten.mask(ids)
+    if gone.any():
+        batch, ids = batch.filter(pa.array(~gone)), ids.filter(pa.array(~gone))
     contract = source.vectoriser.contract
     times = group_times(batch, contract, source.event_time_column, manifest.created_at)
     if not contract.has_several_groups:
@@ -172,6 +180,7 @@ def _write(table: Table, manifest: Manifest, source: _Source, batch: pa.RecordBa
     table.generations.write(
         manifest, ids, rows.block | notes, oldest(times, np.full(batch.num_rows, manifest.created_at))
     )
+    return int(gone.sum())
 
 
 def _refuse_without_time(source: _Source, ids: pa.Array, times: npt.NDArray[np.float64]) -> None:
@@ -185,9 +194,9 @@ def _refuse_without_time(source: _Source, ids: pa.Array, times: npt.NDArray[np.f
         )
 
 
-def _refuse_duplicates(table: Table, manifest: Manifest, source: _Source) -> None:
-    stored, rows = table.generations.count(manifest), source.rows
-    if stored == rows:
+def _refuse_duplicates(table: Table, manifest: Manifest, source: _Source, left_out: int) -> None:
+    stored, rows = table.generations.count(manifest), source.rows - left_out
+    if rows - table.forgotten.all().added_since(manifest.created_at) <= stored <= rows:
         return
     counted = count_distinct_ids(source.source.files, source.entity_column, examples=_EXAMPLES, slices=source.slices)
     if not counted.duplicates:

@@ -127,10 +127,12 @@ class FeatureWriter:
         Raises:
             BadInput: an id is illegal or repeats, or an event time lies in the future; names the field.
             ContractError: a feature is unknown, does not fit, is not stored, or is missing without a default.
+            EntityForgotten: an entity is on the model's list of forgotten ones; names it.
             Conflict: another contract wrote the stored features, or other clients change an entity without a pause.
             StoreUnavailable: Redis did not answer in time; the same updates may be sent again.
         """
         event_at = _check(updates, self._features.now(), place)
+        self._features.forgotten.refuse([update.entity_id for update in updates], field=f"{place}entity_id")
         given = self._given(updates, place)
         outcomes = [
             outcome for group in self._contract.table_groups if (outcome := self._new_outcome(group, given)) is not None

@@ -33,6 +33,9 @@ slot. Only the rows are spread over all slots, P:T:g:N:{B} and P:T:o:ID, whose `
 |                  |        | versions; W → last one that W has done   |                       | real-time workers     |
 | P:m:M:answers    | list   | sample of answers computed on demand,    | newest few hundred,   | real-time workers     |
 |                  |        | for the parity check (JSON)              | a day unchanged       |                       |
+| P:m:M:forgotten  | hash   | key → random key of the digests; digest  | for good              | forget, API           |
+|                  |        | of an id → at, until, done_at (JSON)     |                       |                       |
+| P:m:M:forgotten:DIGEST | string | what was removed of it (JSON)      | a day                 | forget, maintenance   |
 | P:m:M:active_run | string | run id                                   | until run is over     | run scripts           |
 | P:m:M:held_run   | string | the run that waits for its publication   | while it is held      | run scripts           |
 | P:m:M:runs       | zset   | run id, scored by creation time          | newest 200 kept       | run scripts           |
@@ -84,6 +87,8 @@ slot. Only the rows are spread over all slots, P:T:g:N:{B} and P:T:o:ID, whose `
 | P:j:J            | hash   | the job record                           | an hour unchanged     | API, workers          |
 | P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | until part is done    | API                   |
 | P:j:J:parts      | hash   | part number → predictions (JSON)         | with the job          | real-time workers     |
+| P:j:of:M         | zset   | job id of a model, scored by its last    | two hours unchanged   | API, real-time        |
+|                  |        | change                                   |                       | workers               |
 | P:jobs           | hash   | minute → bytes of the jobs begun in it   | an hour unchanged     | API, workers          |
 | P:i:DIGEST       | string | job id, digest of its request            | an hour               | API                   |
 | P:w:W            | string | state of a worker or an API process      | 5 to 15 s unchanged   | that process          |
@@ -129,6 +134,11 @@ class TableKeys:
     def model(self) -> str:
         """The model whose table it is."""
         return self.base.rpartition(":")[2]
+
+    @property
+    def deployment(self) -> Keys:
+        """The other keys of the deployment that has this table."""
+        return Keys(self.base.rsplit(":", 2)[0])
 
     @property
     def pointer(self) -> str:
@@ -208,6 +218,14 @@ class Keys:
     def answers(self, model: str) -> str:
         """List of sampled answers that were computed on demand, newest first."""
         return f"{self.prefix}:m:{model}:answers"
+
+    def forgotten(self, model: str) -> str:
+        """Hash of the entities that the model must not know: digests, and the key that makes them."""
+        return f"{self.prefix}:m:{model}:forgotten"
+
+    def forgotten_report(self, model: str, digest: str) -> str:
+        """What was removed of a forgotten entity."""
+        return f"{self.forgotten(model)}:{digest}"
 
     def active_run(self, model: str) -> str:
         """The one run of a model that is not over."""
@@ -307,6 +325,10 @@ class Keys:
     def job_parts(self, job_id: str) -> str:
         """Hash part number → predictions."""
         return f"{self.prefix}:j:{job_id}:parts"
+
+    def jobs_of(self, model: str) -> str:
+        """Sorted set of the jobs of a model, by their last change."""
+        return f"{self.prefix}:j:of:{model}"
 
     @property
     def job_bytes(self) -> str:

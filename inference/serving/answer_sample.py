@@ -74,6 +74,18 @@ class AnswerSample:
         except StoreUnavailable as error:
             log.info("answer.not_sampled", model=model, error=error.message)
 
+    def forget(self, model: str, entity_id: str) -> int:
+        """Remove an entity's answers from the sample, and return their number.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        key = self._keys.answers(model)
+        texts = [
+            text for text in self._client.lrange(key, 0, -1) if SampledAnswer.from_json(text).entity_id == entity_id
+        ]
+        return sum(self._client.lrem(key, 0, text) for text in texts)
+
 
 def sampled_answers(client: Client, keys: Keys, model: str, most: int) -> Sequence[SampledAnswer]:
     """Return the newest sampled answers of a model.

@@ -28,6 +28,7 @@ from inference.redis.keys import Keys
 from inference.serving.answers import Answer, Computed, answer_computed, replies_from_result
 from inference.serving.jobs import (
     JOB_KEEP_S,
+    LISTED_S,
     MAX_JOB_BYTES,
     ROW_BYTES,
     JobRequest,
@@ -124,18 +125,20 @@ class JobQueue:
                 name = self._keys.idempotency(hashlib.sha256(idempotency_key.encode()).hexdigest())
                 first = await self._first_under(name, job_id, packed.digest)
                 if first != job_id:
-                    await self._forget(made, taken, minute)
+                    await self._forget(request.model, job_id, made)
+                    await self._quota.give_back(taken, minute)
                     return first
                 made.append(name)
             await self._send(job_id, range(len(packed.parts)), request.model, request.priority)
         except (BrokerUnavailable, BadInput):
-            await self._forget(made, taken, minute)
+            await self._forget(request.model, job_id, made)
+            await self._quota.give_back(taken, minute)
             raise
         return job_id
 
-    async def _forget(self, made: list[str], taken: int, minute: int) -> None:
+    async def _forget(self, model: str, job_id: str, made: list[str]) -> None:
         await self._client.delete(*made)
-        await self._quota.give_back(taken, minute)
+        await self._client.zrem(self._keys.jobs_of(model), job_id)
 
     async def _send(self, job_id: str, parts: Iterable[int], model: str, priority: JobPriority) -> None:
         messages = ({"job_id": job_id, "part": number} for number in parts)
@@ -238,6 +241,11 @@ class JobQueue:
         )
         for key in (record, inputs):
             pipeline.expire(key, JOB_KEEP_S)
+        # so that an entity's rows are found when it is forgotten; a worker renews it with each part
+        jobs = self._keys.jobs_of(request.model)
+        pipeline.zadd(jobs, {job_id: now})
+        pipeline.zremrangebyscore(jobs, "-inf", now - LISTED_S)
+        pipeline.expire(jobs, LISTED_S)
         await pipeline.execute()
 
     async def _read(self, job_id: str) -> JobView:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, cast
 
-from inference.errors import BadInput, Defect, ForecacheError, Overloaded, PredictionFailed
+import numpy as np
+
+from inference.errors import BadInput, Defect, EntityForgotten, ForecacheError, Overloaded, PredictionFailed
 from inference.logs import get_logger
 from inference.monitoring.queues import JobPriority
 from inference.protocols.json_documents import encode
 from inference.protocols.tensors import MAX_ANSWER_BYTES
 from inference.redis.clients import Client
 from inference.redis.keys import Keys
+from inference.store import ForgottenList, stored_id
 from inference.stored_data import reading, record_from_json
 
 log = get_logger(__name__)
@@ -28,6 +31,8 @@ log = get_logger(__name__)
 MAX_RESULT_BYTES = MAX_ANSWER_BYTES // 4 * 3
 #: how long an untouched job is remembered, in seconds
 JOB_KEEP_S = 3600
+#: seconds for which a job is listed after its last change: longer than it is remembered
+LISTED_S = 2 * JOB_KEEP_S
 #: most bytes of all jobs that began within an hour
 MAX_JOB_BYTES = 1 << 30
 #: bytes that are reserved for a row's result
@@ -159,7 +164,9 @@ def run_part(client: Client, keys: Keys, scorer: JobScorer, job_id: str, part: i
         return
     try:
         record = cast(dict[bytes, bytes], client.hgetall(touched[0]))
-        scored = _score(scorer, record, record_from_json(list[Any], cast(bytes, rows), "the rows of a job"))
+        asked = record_from_json(list[Any], cast(bytes, rows), "the rows of a job")
+        scored = _score(scorer, record, asked)
+        _name_no_forgotten(scored["predictions"])
         result = json.dumps(scored)
     except ForecacheError as error:
         _fail(client, touched, error)
@@ -173,6 +180,70 @@ def run_part(client: Client, keys: Keys, scorer: JobScorer, job_id: str, part: i
         done = client.run_script("finish_part", [*touched, keys.job_bytes], [part, result, *limits])
         if done in _NO_ROOM:
             _fail(client, touched, _NO_ROOM[done])
+        JobIds(client, keys, record[b"model"].decode()).look_again(job_id, asked)
+
+
+class JobIds:
+    """The ids that the jobs of a model hold, for as long as the jobs are kept."""
+
+    def __init__(self, client: Client, keys: Keys, model: str) -> None:
+        self._client: Any = client  # redis-py types every answer as every possible one
+        self._keys = keys
+        self._model = model
+        self._forgotten = ForgottenList(client, keys.forgotten(model), model=model)
+
+    def look_again(self, job_id: str, asked: Sequence[Any]) -> None:
+        """Note that a job has changed; if one of its ids was forgotten while a part was computed, remove it."""
+        self._client.zadd(self._keys.jobs_of(self._model), {job_id: self._client.now()})
+        ids = [one for one in asked if isinstance(one, str)]
+        found = self._forgotten.find([stored_id(one) for one in ids])
+        for at in np.flatnonzero(found).tolist():
+            self.remove_from(job_id, ids[at])
+
+    def remove(self, entity_id: str) -> int:
+        """Remove an id and its predictions from all jobs; return the number of rows. May run twice."""
+        jobs = self._client.zrange(self._keys.jobs_of(self._model), 0, -1)
+        return sum(self.remove_from(job_id.decode(), entity_id) for job_id in jobs)
+
+    def remove_from(self, job_id: str, entity_id: str) -> int:
+        """Remove an id and its predictions from one job: the row has an error instead."""
+        record, inputs, parts = job_keys(self._keys, job_id)
+        if self._client.hget(record, "kind") != b"entities":
+            return 0
+        waiting = self._change(inputs, lambda rows: _without_id(rows, entity_id))
+        return waiting + self._change(parts, lambda result: self._without_answers(result, entity_id))
+
+    def _without_answers(self, result: Any, entity_id: str) -> int:
+        items = [item for item in result["predictions"] if item.get("entity_id") == entity_id]
+        for item in items:
+            item.clear()
+            item.update({"entity_id": None, "error": self._forgotten.error().to_json()})
+        return len(items)
+
+    def _change(self, key: str, change: Callable[[Any], int]) -> int:
+        """Change the JSON values of a hash; `change` returns how many rows it has changed."""
+        total = 0
+        for name, text in self._client.hgetall(key).items():
+            with reading("a part of a job"):
+                document = json.loads(text)
+                changed = change(document)
+            if changed and self._client.run_script("swap_field", [key], [name, text, json.dumps(document)]):
+                total += changed
+        return total
+
+
+def _without_id(rows: list[Any], entity_id: str) -> int:
+    places = [at for at, row in enumerate(rows) if row == entity_id]
+    for at in places:
+        rows[at] = None
+    return len(places)
+
+
+def _name_no_forgotten(items: Sequence[dict[str, Any]]) -> None:
+    """Remove the ids of forgotten entities from a result: results are kept."""
+    for item in items:
+        if item.get("error", {}).get("code") == EntityForgotten.code:
+            item["entity_id"] = None
 
 
 def _fail(client: Client, touched: Sequence[str], error: ForecacheError) -> None:
@@ -187,4 +258,8 @@ def _score(scorer: JobScorer, record: Mapping[bytes, bytes], rows: list[Any]) ->
         is_of_instances = record[b"kind"] == b"instances"
     if is_of_instances:
         return scorer.predict_instances(model, rows, deadline=deadline)
-    return scorer.predict_entities(model, rows, overrides=overrides, deadline=deadline)
+    scored = scorer.predict_entities(model, rows, overrides=overrides, deadline=deadline)
+    for row, item in zip(rows, scored["predictions"], strict=True):
+        if row is None:  # forgotten while the job waited
+            item["error"] = EntityForgotten("this entity was forgotten on request", field="entity_id").to_json()
+    return scored

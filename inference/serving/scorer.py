@@ -42,7 +42,7 @@ from inference.serving.answering import (
 )
 from inference.serving.answers import prediction_of
 from inference.settings import ModelSettings, Settings
-from inference.store import Entry, Origin, Table
+from inference.store import Entry, Origin, Table, stored_id
 
 log = get_logger(__name__)
 
@@ -107,6 +107,7 @@ class RealtimeScorer:
             now = self.in_time(model, deadline)
             loaded = self._host.get(model)
             answers.version = loaded.record.version
+            self._refuse_forgotten(model, entity_ids, answers)
             todo = [position for position in range(len(entity_ids)) if position not in answers.errors]
             for loaded, positions in self._host.share_out(model, entity_ids, todo):
                 answers.computed_by(loaded.record.version, positions)
@@ -163,6 +164,7 @@ class RealtimeScorer:
         try:
             model, of_model = self._settings.model(model)
             now = self.in_time(model, deadline)
+            self._refuse_forgotten(model, entity_ids, answers)
             [(loaded, _)] = self._host.share_out(model, entity_ids, [0])
             answers.version = loaded.record.version
             if not answers.errors:
@@ -181,6 +183,14 @@ class RealtimeScorer:
         # a known entity is explained even if it gets no prediction
         wrong = None if explanation and explanation["known"] else answers.errors.get(0)
         return {"model": model, "explanation": explanation, "error": wrong and wrong.to_json()}
+
+    def _refuse_forgotten(self, model: str, entity_ids: Sequence[str], answers: Answers) -> None:
+        """Note the error of each entity that is forgotten: also a fallback, or defaults, must not answer for it."""
+        legal = [position for position in range(len(entity_ids)) if position not in answers.errors]
+        forgotten = self._predictions(model).forgotten
+        found = forgotten.find([stored_id(entity_ids[position]) for position in legal])
+        for at in np.flatnonzero(found).tolist():
+            answers.errors[legal[at]] = forgotten.error()
 
     def _to_error(self, error: Exception, model: str | None) -> ForecacheError:
         return error if isinstance(error, ForecacheError) else defect(self._defects, error, model)
@@ -257,7 +267,10 @@ class RealtimeScorer:
         with self._after.kept_here(f"{work.model} sample", model=work.model):
             inputs = work.loaded.vectoriser.inputs(take(wanted.block, wanted.positions == position))
             prediction = work.answers.predictions[position]
-            self._sample.remember(work.model, work.entity_ids[position], inputs, prediction, work.version, work.now)
+            entity_id = work.entity_ids[position]
+            self._sample.remember(work.model, entity_id, inputs, prediction, work.version, work.now)
+            if self._predictions(work.model).forgotten.find([stored_id(entity_id)]).any():  # meanwhile
+                self._sample.forget(work.model, entity_id)
 
 
 @dataclass(frozen=True)

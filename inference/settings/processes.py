@@ -103,6 +103,8 @@ class Scope(StrEnum):
     ENQUEUE = "enqueue"
     #: store features of single entities
     WRITE = "write"
+    #: forget entities, and lift that
+    FORGET = "forget"
     #: all other requests: start, cancel, resume and publish runs, roll back
     ADMIN = "admin"
 

@@ -5,7 +5,8 @@ one key an id. A look-up takes the newer of the two. `codec` and `wire` define t
 look-ups.
 """
 
-from inference.store.codec import bucket_count, bucket_hashes, stored_as_of, stored_ids
+from inference.store.codec import bucket_count, bucket_hashes, stored_as_of, stored_id, stored_ids
+from inference.store.forgotten import NOBODY, ForgottenEntity, ForgottenIds, ForgottenList
 from inference.store.generations import SWEEP_AFTER_S
 from inference.store.reading import AsyncTableReader
 from inference.store.records import (
@@ -25,11 +26,15 @@ from inference.store.versions import CANARY, STABLE, Labels
 __all__ = [
     "CANARY",
     "GENERATION_FORMAT",
+    "NOBODY",
     "STABLE",
     "SWEEP_AFTER_S",
     "AsyncTableReader",
     "ChangeableRows",
     "Entry",
+    "ForgottenEntity",
+    "ForgottenIds",
+    "ForgottenList",
     "GenerationState",
     "Labels",
     "Manifest",
@@ -41,5 +46,6 @@ __all__ = [
     "bucket_count",
     "bucket_hashes",
     "stored_as_of",
+    "stored_id",
     "stored_ids",
 ]

@@ -19,6 +19,7 @@ from inference.redis.clients import Client
 from inference.redis.keys import TableKeys
 from inference.schema import Block, TensorSpec
 from inference.store.codec import bucket_count, bucket_of, codec_for, pack_overlay, stored_as_of, stored_id
+from inference.store.forgotten import ForgottenIds
 from inference.store.overlay import Overlay
 from inference.store.reading import follow, parse_pointer, plan_pointer
 from inference.store.records import GENERATION_FORMAT, GenerationState, Manifest, Origin, Pointer
@@ -190,6 +191,39 @@ class Generations:
             mask = np.asarray(is_doomed(pa.array([field for _, field in of_keys], pa.large_binary())), bool)
             lost = [("HDEL", *of_keys[row]) for row in np.flatnonzero(mask)]
             removed += sum(self._client.send(lost)) if lost else 0
+        return removed
+
+    def forget(self, entity_id: str) -> dict[int, bool]:
+        """Remove an entity's row from all generations; return whether each one, by its number, had a row of it.
+
+        May run twice. Looks at generations that begin meanwhile too, since they may copy others: once the row is gone
+        from all that there were, no later copy has it.
+
+        Raises:
+            UnknownFormat: another release began a generation in an unknown format.
+        """
+        stored, had = stored_id(entity_id), dict[int, bool]()
+        while left := [manifest for manifest in self.all() if manifest.number not in had]:
+            for manifest in left:
+                manifest.check_format()
+                key = self._bucket_form(manifest) % bucket_of(entity_id, manifest.buckets)
+                had[manifest.number] = bool(self._client.send([("HDEL", key, stored)])[0])
+        return had
+
+    def sweep(self, manifest: Manifest, forgotten: ForgottenIds, *, give_way: Callable[[], None]) -> list[bytes]:
+        """Remove the rows of forgotten entities from one generation; return their stored ids. May run twice.
+
+        Reads all ids: a second for some millions of them. Calls `give_way` between the parts.
+        """
+        removed: list[bytes] = []
+
+        def is_doomed(fields: pa.Array) -> npt.NDArray[np.bool_]:
+            give_way()
+            mask = forgotten.mask(fields)
+            removed.extend(fields.filter(pa.array(mask)).to_pylist() if mask.any() else ())
+            return mask
+
+        self.remove(manifest, range(manifest.buckets), is_doomed)
         return removed
 
     def some_of(self, manifest: Manifest, ids: Sequence[str]) -> Block:

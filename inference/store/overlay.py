@@ -21,17 +21,23 @@ from inference.store.codec import (
     schema_text,
     stored_id,
 )
+from inference.store.forgotten import ForgottenList
 from inference.store.records import Origin
 
 _IDS_PER_SCRIPT = 1000
 
 
 class Overlay:
-    """Writes the overlay entries of a table. Every method raises StoreUnavailable when Redis does not answer."""
+    """Writes the overlay entries of a table. Every method raises StoreUnavailable when Redis does not answer.
 
-    def __init__(self, client: Client, keys: TableKeys) -> None:
+    After each write it looks whether an entity was `forgotten` meanwhile, and removes the entry then. Forgetting does
+    the same two steps in the other order, so one of both removes the entry.
+    """
+
+    def __init__(self, client: Client, keys: TableKeys, forgotten: ForgottenList) -> None:
         self._client = client
         self._keys = keys
+        self._forgotten = forgotten
 
     def upsert(
         self,
@@ -65,10 +71,11 @@ class Overlay:
         head = [_to_milliseconds(keep_s), schema_digest(schema), schema_text(schema)]
         if self._client.is_spread:
             self._run_by_slot("upsert", keys, head, [(entry,) for entry in entries])
-            return
-        for start in range(0, len(keys), _IDS_PER_SCRIPT):
-            part = slice(start, start + _IDS_PER_SCRIPT)
-            self._client.run_repeatable_script("upsert", [self._keys.schemas, *keys[part]], [*head, *entries[part]])
+        else:
+            for start in range(0, len(keys), _IDS_PER_SCRIPT):
+                part = slice(start, start + _IDS_PER_SCRIPT)
+                self._client.run_repeatable_script("upsert", [self._keys.schemas, *keys[part]], [*head, *entries[part]])
+        self._remove_forgotten(stored_ids)
 
     def replace(
         self,
@@ -86,7 +93,20 @@ class Overlay:
         """
         schema = tuple(fields)
         entries = pack_changes(schema, block, known_at)
-        keys = [self._keys.overlay(stored_id(entity_id)) for entity_id in ids]
+        stored = [stored_id(entity_id) for entity_id in ids]
+        keys = [self._keys.overlay(one) for one in stored]
+        done = self._replace(keys, entries, expected, schema, keep_s)
+        self._remove_forgotten(stored)
+        return done
+
+    def _replace(
+        self,
+        keys: Sequence[bytes],
+        entries: Sequence[bytes],
+        expected: Sequence[bytes | None],
+        schema: tuple[TensorSpec, ...],
+        keep_s: float,
+    ) -> list[bool]:
         pairs = [part for pair in zip(expected, entries, strict=True) for part in (pair[0] or b"", pair[1])]
         head = [_to_milliseconds(keep_s), schema_digest(schema), schema_text(schema)]
         if self._client.is_spread:
@@ -106,13 +126,24 @@ class Overlay:
         as older. The next answer computed on demand replaces the note, or it expires after `keep_s` seconds.
         """
         as_of = outdated_as_of(changed_at).tolist()
-        keys = [self._keys.overlay(stored_id(entity_id)) for entity_id in ids]
+        stored = [stored_id(entity_id) for entity_id in ids]
+        keys = [self._keys.overlay(one) for one in stored]
         if self._client.is_spread:
             self._run_by_slot("outdate", keys, [_to_milliseconds(keep_s)], [(second,) for second in as_of])
-            return
-        for start in range(0, len(keys), _IDS_PER_SCRIPT):
-            part = slice(start, start + _IDS_PER_SCRIPT)
-            self._client.run_script("outdate", keys[part], [_to_milliseconds(keep_s), *as_of[part]])
+        else:
+            for start in range(0, len(keys), _IDS_PER_SCRIPT):
+                part = slice(start, start + _IDS_PER_SCRIPT)
+                self._client.run_script("outdate", keys[part], [_to_milliseconds(keep_s), *as_of[part]])
+        self._remove_forgotten(stored)
+
+    def remove(self, stored_ids: Sequence[bytes]) -> int:
+        """Remove the entries of ids, by their stored forms; return the number of those that there were."""
+        return sum(self._client.send([("UNLINK", self._keys.overlay(stored)) for stored in stored_ids]))
+
+    def _remove_forgotten(self, stored: Sequence[bytes]) -> None:
+        found = self._forgotten.find(stored)
+        if found.any():
+            self.remove([stored[at] for at in np.flatnonzero(found).tolist()])
 
     def _run_by_slot(
         self, name: str, keys: Sequence[bytes], head: Sequence[Any], each: Sequence[tuple[Any, ...]]

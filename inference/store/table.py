@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from inference.redis.bulk import Pace
 from inference.redis.clients import Client
 from inference.redis.keys import TableKeys, TableKind
+from inference.store.forgotten import ForgottenList
 from inference.store.generations import Generations
 from inference.store.overlay import Overlay
 from inference.store.reading import (
@@ -30,18 +31,27 @@ class Table:
 
     Every method raises StoreUnavailable when Redis does not answer: an outage is never a miss. Ids are legal entity
     ids; `as_of` values are epoch seconds, stored as whole seconds, rounded down. `pace`: the share of time that a
-    writer of generations may keep Redis busy; None never rests.
+    writer of generations may keep Redis busy; None never rests. `forgotten`: the list of entities of which the table
+    keeps nothing; None for that of its model.
     """
 
     def __init__(
-        self, client: Client, keys: TableKeys, *, kind: TableKind, model: str, pace: Pace | None = None
+        self,
+        client: Client,
+        keys: TableKeys,
+        *,
+        kind: TableKind,
+        model: str,
+        pace: Pace | None = None,
+        forgotten: ForgottenList | None = None,
     ) -> None:
         self._client = client
         self._keys = keys
         self._kind, self._model = kind, model
         self._memory = ReaderMemory(is_spread=client.is_spread)
         self._parts: dict[str, Table] = {}
-        self.overlay = Overlay(client, keys)
+        self.forgotten = forgotten or ForgottenList(client, keys.deployment.forgotten(model), model=model)
+        self.overlay = Overlay(client, keys, self.forgotten)
         self.versions = Versions(client, keys)
         name = f"{_KIND_NAMES[kind]} of {model!r}"
         self.generations = Generations(client, keys, self.overlay, name=name, pace=pace or Pace())
@@ -90,6 +100,8 @@ class Table:
         """
         part = self._parts.get(name)
         if part is None:
-            part = Table(self._client, self._keys.part(name), kind=self._kind, model=self._model)
+            part = Table(
+                self._client, self._keys.part(name), kind=self._kind, model=self._model, forgotten=self.forgotten
+            )
             self._parts[name] = part
         return part

@@ -149,7 +149,7 @@ def test_an_open_address_needs_keys_or_a_word(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--scope=root"], "--scope: must be 'read', 'enqueue', 'write' or 'admin'"),
+        (["--scope=root"], "--scope: must be 'read', 'enqueue', 'write', 'forget' or 'admin'"),
         (["--rate=3"], "--rate: '3' is no rate"),
     ],
 )

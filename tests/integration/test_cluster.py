@@ -328,3 +328,18 @@ def test_only_the_cache_may_be_a_cluster(hosts: str) -> None:
         RedisSettings.model_validate({"url": f"redis+cluster://{hosts}"})
     with pytest.raises(ValueError, match=told):
         CelerySettings.model_validate({"broker_url": f"redis+cluster://{hosts}"})
+
+
+def test_a_forgotten_entity_leaves_all_slots_and_stays_away(store: Store) -> None:
+    for offset in (1, 2):
+        store.publish(offset)
+    table = store.table
+    table.forgotten.add("e7")
+    assert list(table.generations.forget("e7").values()) == [True, True]
+    for number in (7, 8):
+        store.upsert(number, 5.0)
+    assert [entry and entry.values["price"] for entry in table.read(["e7", "e8"])] == [None, 5.0]
+    assert table.forgotten.find([b"e7", b"e8"]).tolist() == [True, False]
+    assert len(table.forgotten.all().entries) == 1
+    assert table.forgotten.lift("e7")
+    assert not table.forgotten.find([b"e7"]).any()

@@ -70,6 +70,9 @@ class Host:
             raise self.error
         return self._loaded[version or 1]
 
+    def written_by(self, model: str) -> None:
+        """Its features are its own."""
+
     def share_out(
         self, model: str, entity_ids: Sequence[str], positions: Sequence[int]
     ) -> list[tuple[LoadedModel, list[int]]]:

@@ -83,6 +83,9 @@ def test_the_whole_system_works_and_asks_for_nothing_that_its_users_may_not(stac
     second = httpx.post(f"{stack.url}/runs", json={}).raise_for_status().json()
     assert stack.wait_run(second["run_id"])["state"] == "published"
     assert httpx.post(f"{stack.url}/models/delay/rollback").status_code == 200
+    forgotten = httpx.delete(f"{stack.url}/entities/F9?wait_s=60", timeout=70)
+    assert (forgotten.status_code, forgotten.json()["done"]) == (200, True)
+    assert httpx.put(f"{stack.url}/entities/F9").status_code == 200
     assert "forecache_broker_up 1" in httpx.get(f"{stack.url}/metrics").text
     for page in ("hit-rates", "runs", "queues"):
         assert httpx.get(f"{stack.dashboard_url}/{page}", follow_redirects=True).status_code == 200

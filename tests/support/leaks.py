@@ -14,12 +14,12 @@ from tests.support.waiting import wait_for
 
 #: kept for good, once a model or a table
 _FOR_GOOD = re.compile(
-    r"[pf]:[^:]+:(pointer|seq|gens|schemas)|m:[^:]+:(record|runs|slots|quarantines|micro)|h:key|h:[^:]+:(log|total)"
+    r"[pf]:[^:]+:(pointer|seq|gens|schemas)|m:[^:]+:(record|runs|slots|quarantines|micro|forgotten)|h:key|h:[^:]+:(log|total)"
 )
 _GENERATION = re.compile(r"([pf]):([^:]+):g:(\d+)")
 #: must expire, whoever wrote them
 _EXPIRING = re.compile(
-    r"[pf]:[^:]+:g:\d+:\{?\d+\}?|[pf]:[^:]+:o:.*|m:[^:]+:(reconciler|loads)|h:requests|h:[^:]+(:[a-z_]+)?:\d+|r:[^:]+:(known|driver)|j:.*|jobs|i:.*|[wq]:.*|doctor:.*",
+    r"[pf]:[^:]+:g:\d+:\{?\d+\}?|[pf]:[^:]+:o:.*|m:[^:]+:(reconciler|loads|forgotten:[0-9a-f]{16})|h:requests|h:[^:]+(:[a-z_]+)?:\d+|r:[^:]+:(known|driver)|j:.*|jobs|i:.*|[wq]:.*|doctor:.*",
     re.DOTALL,
 )
 _ACTIVE_RUN = re.compile(r"m:([^:]+):active_run")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.monitoring.id_hashes import id_hashes
+from inference.monitoring.id_hashes import id_hash, id_hashes
 
 KEY = bytes(range(16))
 
@@ -38,6 +38,9 @@ def test_a_hash_depends_on_the_id_and_the_key_alone(ids: list[str], skipped: int
     assert id_hashes(np.array(ids, object), KEY).tolist() == expected
     assert id_hashes(pa.array(ids, pa.string())[skipped:], KEY).tolist() == expected[skipped:]
     assert id_hashes(pa.chunked_array([ids[:3], ids[3:]], pa.large_string()), KEY).tolist() == expected
+    stored = [one.encode() for one in ids]
+    assert [id_hash(one, KEY) for one in stored] == id_hashes(stored, KEY).tolist() == expected
+    assert id_hashes(pa.array(stored, pa.large_binary())[skipped:], KEY).tolist() == expected[skipped:]
     assert not ids or id_hashes(ids, bytes(16)).tolist() != expected
 
 

@@ -35,7 +35,7 @@ from inference.models import ModelRegistry
 from inference.redis.keys import TableKind
 from inference.settings import Settings
 from inference.sources import Source, hash_parts, open_source
-from inference.store import GenerationState, Manifest, Table
+from inference.store import GenerationState, Manifest, Table, stored_id
 
 _AHEAD = 2
 _DEFAULT = DiffOptions()
@@ -76,7 +76,23 @@ class Differ:
         if self._sides(run) != sides:
             raise Conflict(f"what serves changed while run {run.run_id} was compared: try again", field="run_id")
         self.ledger.keep_diff(run.run_id, diff.to_text())
-        return diff
+        # an entity that was forgotten meanwhile: forgetting looks at what is kept, and does so after it is on the list
+        left = self._without_forgotten(run.model, diff)
+        if left is not diff:
+            self.ledger.keep_diff(run.run_id, left.to_text())
+        return left
+
+    def _without_forgotten(self, model: str, diff: RunDiff) -> RunDiff:
+        ids = list({mover.id for output in diff.outputs for mover in output.movers if mover.id is not None})
+        found = self.tables.predictions(model).forgotten.find([stored_id(one) for one in ids])
+        gone = {one for one, is_gone in zip(ids, found.tolist(), strict=True) if is_gone}
+        if not gone:
+            return diff
+        outputs = [
+            replace(output, movers=[mover for mover in output.movers if mover.id not in gone])
+            for output in diff.outputs
+        ]
+        return replace(diff, outputs=outputs)
 
     def compare_or_recall(self, run: RunRecord, options: DiffOptions) -> RunDiff:
         """Return `compare`, or the kept result if the rows are gone from Redis.

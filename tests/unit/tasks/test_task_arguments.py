@@ -27,6 +27,7 @@ GIVEN = {
     "reconcile": [],
     "compare_run": ["run_id"],
     "drive_run": ["run_id"],
+    "forget_entity": ["model", "entity_id"],
     "echo": ["text"],
 }
 OURS = {name: task for name, task in make_celery(Settings()).tasks.items() if name.startswith("forecache.")}

@@ -1,0 +1,170 @@
+"""Forgets entities: `DELETE /entities/{entity_id}`, what became of it, and `PUT`, which lifts it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from pydantic import AwareDatetime, BaseModel, WithJsonSchema
+
+from app.api.hot_path import entity_id_of
+from app.api.problems import documented
+from app.api.process import ApiProcess, Process
+from app.api.request_bodies import JsonRoute
+from app.api.schemas import ENTITY_ID_SCHEMA, JsonResponse
+from inference.clock import to_iso
+from inference.forgetting import ForgetReport
+from inference.store import ForgottenEntity
+
+router = APIRouter(tags=["entities"], route_class=JsonRoute)
+
+PREFIX = "/entities/"
+FORGET_ENTITY = "forecache.forget_entity"
+MAX_WAIT_S = 60
+_FIRST_LOOK_S, _LONGEST_LOOK_S = 0.05, 1.0
+
+EntityId = Annotated[str, Path(), WithJsonSchema(ENTITY_ID_SCHEMA)]
+ModelName = Annotated[str | None, Query(description="may be left out when one is configured")]
+WaitS = Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="seconds to wait until all is removed")]
+
+
+class ForgetItemBody(BaseModel):
+    """One place that was looked at. `removed`: rows, entries or values. `left`: why something may be left there."""
+
+    place: str
+    removed: int
+    left: str
+
+
+class ForgottenBody(BaseModel):
+    """Whether an entity is forgotten, since when and until when, and what was removed of it in the last day.
+
+    `done`: all was removed that could be found. `stays`: what is not removed, and why.
+    """
+
+    entity_id: str
+    model: str
+    forgotten: bool
+    at: str | None
+    until: str | None
+    done: bool
+    items: list[ForgetItemBody]
+    stays: list[str]
+
+
+class ListedEntityBody(BaseModel):
+    """An entry of the list: a keyed digest in place of the id."""
+
+    digest: str
+    at: str
+    until: str | None
+    done: bool
+
+
+class ForgottenListBody(BaseModel):
+    """The entities that a model must not know."""
+
+    model: str
+    entities: list[ListedEntityBody]
+
+
+@router.delete(
+    "/entities/{entity_id:path}",
+    response_model=ForgottenBody,
+    responses={202: {"model": ForgottenBody}, **documented(400, 404, 503)},
+)
+async def forget_entity(
+    entity_id: EntityId,  # noqa: ARG001 - for the document: the path itself tells of bad UTF-8
+    process: Process,
+    request: Request,
+    model: ModelName = None,
+    until: AwareDatetime | None = None,
+    wait_s: WaitS = 5.0,
+) -> Response:
+    """Forget an entity: the maintenance worker removes what is held of it, and the model leaves it out from now on.
+
+    202: not all is removed yet, or something is left; ask GET, or send it again.
+    """
+    name, _ = process.settings.model(model)
+    entity = entity_id_of(request.scope, PREFIX)
+    ends = None if until is None else until.timestamp()
+    await process.in_thread(lambda: process.deployment.forgetting.add(name, entity, until=ends))
+    asked_at = await process.in_thread(process.deployment.cache.now)
+    await process.enqueue(FORGET_ENTITY, [{"model": name, "entity_id": entity}])
+    entry, report = await _wait(process, name, entity, asked_at, wait_s)
+    body = _body(name, entity, entry, report)
+    return JsonResponse(body, 200 if body["done"] else 202)
+
+
+@router.put("/entities/{entity_id:path}", response_model=ForgottenBody, responses=documented(400, 404, 503))
+async def allow_entity(
+    entity_id: EntityId,  # noqa: ARG001 - see above
+    process: Process,
+    request: Request,
+    model: ModelName = None,
+) -> Response:
+    """Take an entity off the list of forgotten ones. What was removed comes back with the next run and update."""
+    name, _ = process.settings.model(model)
+    entity = entity_id_of(request.scope, PREFIX)
+    await process.in_thread(lambda: process.deployment.forgetting.lift(name, entity))
+    process.service.forget_unknown(name, [entity])
+    return JsonResponse(_body(name, entity, None, None))
+
+
+@router.get("/entities", response_model=ForgottenListBody, responses=documented(404, 503))
+async def list_forgotten(process: Process, model: ModelName = None) -> Response:
+    """Return the list of forgotten entities, the oldest first. It has no ids, but keyed digests."""
+    name, _ = process.settings.model(model)
+    listed = await process.in_thread(lambda: process.deployment.forgetting.listed(name))
+    entities = [_shown(entry) for entry in listed.entries if entry.holds(listed.now)]
+    return JsonResponse({"model": name, "entities": entities})
+
+
+@router.get("/entities/{entity_id:path}", response_model=ForgottenBody, responses=documented(400, 404, 503))
+async def get_forgotten(
+    entity_id: EntityId,  # noqa: ARG001 - see above
+    process: Process,
+    request: Request,
+    model: ModelName = None,
+) -> Response:
+    """Return whether an entity is forgotten, and what was removed of it in the last day."""
+    name, _ = process.settings.model(model)
+    entity = entity_id_of(request.scope, PREFIX)
+    found = await process.in_thread(lambda: process.deployment.forgetting.find(name, entity))
+    return JsonResponse(_body(name, entity, *found))
+
+
+async def _wait(
+    process: ApiProcess, model: str, entity_id: str, asked_at: float, wait_s: float
+) -> tuple[ForgottenEntity | None, ForgetReport | None]:
+    """Return the entry and the report, once it was made after `asked_at` or the time is up."""
+    loop = asyncio.get_running_loop()
+    end, pause_s = loop.time() + wait_s, _FIRST_LOOK_S
+    while True:
+        entry, report = await process.in_thread(lambda: process.deployment.forgetting.find(model, entity_id))
+        if report is not None and report.made_at >= asked_at:
+            return entry, report
+        if loop.time() + pause_s > end:
+            return entry, None
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, _LONGEST_LOOK_S)
+
+
+def _body(model: str, entity_id: str, entry: ForgottenEntity | None, report: ForgetReport | None) -> dict[str, Any]:
+    return {
+        "entity_id": entity_id,
+        "model": model,
+        "forgotten": entry is not None,
+        "at": None if entry is None else to_iso(entry.at),
+        "until": None if entry is None or entry.until is None else to_iso(entry.until),
+        "done": report is not None and report.done,
+        "items": [] if report is None else [asdict(item) for item in report.items],
+        "stays": [] if report is None else list(report.stays),
+    }
+
+
+def _shown(entry: ForgottenEntity) -> dict[str, Any]:
+    until = None if entry.until is None else to_iso(entry.until)
+    return {"digest": entry.digest, "at": to_iso(entry.at), "until": until, "done": entry.done_at is not None}
