@@ -13,12 +13,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import redis
 from hit_layers import measure_served, publish
+from rig.cpu import cpu_s
 from rig.dataset import Dataset, entity_id
 from rig.report import print_report
 from rig.stack import MODEL, Stack, temporary_folder
@@ -43,6 +47,8 @@ TAG = "{forecache}"
 
 #: rows of the report, and figures
 Found = tuple[list[Sequence[Any]], dict[str, Any]]
+#: the figures of one round
+Taken = tuple[float, float, float]
 
 
 def main() -> None:
@@ -59,23 +65,30 @@ def main() -> None:
 
 
 def compare_hits(folder: Path, options: argparse.Namespace) -> Found:
-    """Return what a hit costs."""
-    api, servers = measure_hits(folder, options.seconds)
-    ratio = api[1] / api[0]
+    """Return what a hit costs: CPU of the API and of all Redis servers in µs, and bytes between them."""
+    sides = measure_hits(folder, options.seconds)
+    api, servers, sent = ([round(median(column), 1) for column in side] for side in zip(*sides, strict=True))
+    ratio = median(many[0] / one[0] for one, many in zip(*sides, strict=True))
     rows = [
-        ("CPU of a hit, the API's, µs", f"{api[0]:.1f}", f"{api[1]:.1f}", f"{ratio:.2f} (at most 1.15)"),
-        ("CPU of a hit, all Redis servers', µs", f"{servers[0]:.1f}", f"{servers[1]:.1f}", ""),
+        ("CPU of a hit, the API's, µs", *api, f"{ratio:.2f} (at most 1.15)"),
+        ("CPU of a hit, all Redis servers', µs", *servers, ""),
+        ("bytes of a hit between them", *sent, ""),
     ]
-    figures = {"hit_us": [round(one, 1) for one in api], "redis_us": [round(one, 1) for one in servers]}
-    return rows, {"ratio_hit_cpu": round(ratio, 3), **figures}
+    return rows, {"ratio_hit_cpu": round(ratio, 3), "hit_us": api, "redis_us": servers, "hit_bytes": sent}
 
 
 def compare_writes(folder: Path, options: argparse.Namespace) -> Found:
-    """Return the rates of writing."""
-    rates = measure_writes(folder, options.windows)
-    ratio = rates[1] / rates[0]
-    rows = [("rows written a second", f"{rates[0]:,.0f}", f"{rates[1]:,.0f}", f"{ratio:.2f} (at least 1)")]
-    return rows, {"ratio_batch_rate": round(ratio, 3), "rows_per_s": [round(one) for one in rates]}
+    """Return the rates of writing, and what a row costs the Redis servers: CPU in µs, and bytes that they get."""
+    sides = measure_writes(folder, options.windows)
+    rates, servers, sent = ([round(median(column), 2) for column in side] for side in zip(*sides, strict=True))
+    ratio = median(many[0] / one[0] for one, many in zip(*sides, strict=True))
+    rows = [
+        ("rows written a second", *rates, f"{ratio:.2f} (at least 1)"),
+        ("CPU of a row, all Redis servers', µs", *servers, ""),
+        ("bytes sent for a row", *sent, ""),
+    ]
+    figures = {"rows_per_s": [round(rate) for rate in rates], "row_redis_us": servers, "row_bytes": sent}
+    return rows, {"ratio_batch_rate": round(ratio, 3), **figures}
 
 
 def lose_a_primary(folder: Path, options: argparse.Namespace) -> Found:
@@ -90,24 +103,56 @@ def lose_a_primary(folder: Path, options: argparse.Namespace) -> Found:
     return rows, {"failover_s": round(failover_s, 3), **figures}
 
 
-def measure_hits(folder: Path, seconds: float) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Return the microseconds of CPU time of a hit over one Redis, and over a cluster: the API's, and of all Redis."""
-    taken: list[list[tuple[float, float]]] = [[], []]
+@dataclass(frozen=True)
+class Servers:
+    """Some Redis servers, by their ports and process ids."""
+
+    ports: Sequence[int]
+    pids: Sequence[int]
+
+    def cpu_s(self) -> float:
+        """Return the CPU time that they have used."""
+        return sum(map(cpu_s, self.pids))
+
+    def count(self, *names: str) -> int:
+        """Return the sum of counters of `INFO stats`."""
+        found = 0
+        for port in self.ports:
+            with redis.Redis(port=port) as client:
+                stats = client.info("stats")
+            found += sum(int(stats[name]) for name in names)
+        return found
+
+    def looked_up(self) -> tuple[int, int]:
+        """Return the bytes sent and received, and the entities looked up, of which none has an answer on demand."""
+        return self.count("total_net_input_bytes", "total_net_output_bytes"), self.count("keyspace_misses")
+
+
+def measure_hits(folder: Path, seconds: float) -> tuple[list[Taken], list[Taken]]:
+    """Return what hits cost over one Redis, and over a cluster, in turn."""
+    taken: tuple[list[Taken], list[Taken]] = [], []
     cluster = RedisCluster(folder / "cluster", replicas=0)
     with Stack(folder, Dataset(folder, ROWS)) as stack, closing(_Stopped(cluster)):
         urls = (f"redis://127.0.0.1:{stack.redis_port}/1", cluster.start().url())
         for url in urls:
             _use(stack, url)
             publish(stack)
+        servers = _servers_of(stack, cluster)
         for _ in range(ROUNDS):
             for side, url in enumerate(urls):
                 _use(stack, url)
                 stack.start_api()
-                servers = [[stack.process_id("redis")], [node.process.pid for node in cluster.nodes if node.process]]
-                taken[side].append(measure_served(stack, seconds, servers[side]))
+                before = servers[side].looked_up()
+                api_us, redis_us = measure_served(stack, seconds, servers[side].pids)
+                sent, entities = (new - old for new, old in zip(servers[side].looked_up(), before, strict=True))
+                taken[side].append((api_us, redis_us, sent / entities))
                 stack.stop("api")
-    one, many = ([min(column) for column in zip(*side, strict=True)] for side in taken)
-    return (one[0], many[0]), (one[1], many[1])
+    return taken
+
+
+def _servers_of(stack: Stack, cluster: RedisCluster) -> tuple[Servers, Servers]:
+    nodes = [(node.port, node.process.pid) for node in cluster.nodes if node.process]
+    return Servers([stack.redis_port], [stack.process_id("redis")]), Servers(*zip(*nodes, strict=True))
 
 
 def _use(stack: Stack, url: str) -> None:
@@ -116,18 +161,23 @@ def _use(stack: Stack, url: str) -> None:
     stack.settings_file.write_text(text.replace(f"redis://127.0.0.1:{stack.redis_port}/1", url))
 
 
-def measure_writes(folder: Path, windows: int) -> tuple[float, float]:
-    """Return the rows a second that one process writes into one Redis, and into a cluster."""
-    taken: list[list[float]] = [[], []]
+def measure_writes(folder: Path, windows: int) -> tuple[list[Taken], list[Taken]]:
+    """Return the rate at which one process writes into one Redis, and into a cluster, and what a row costs there."""
+    taken: tuple[list[Taken], list[Taken]] = [], []
     cluster = RedisCluster(folder / "cluster", replicas=0)
     with Stack(folder, Dataset(folder, ROWS)) as stack, closing(_Stopped(cluster)):
         urls = (f"redis://127.0.0.1:{stack.redis_port}/1", cluster.start().url())
+        servers = _servers_of(stack, cluster)
         for _ in range(ROUNDS):
             for side, url in enumerate(urls):
+                used_s, sent = servers[side].cpu_s(), servers[side].count("total_net_input_bytes")
                 with open_client(url, WORKER, tag=_tag(url)) as client:
-                    taken[side].append(_write(_table(client), windows))
+                    rate = _write(_table(client), windows)
+                rows = windows * WINDOW
+                used_s, sent = servers[side].cpu_s() - used_s, servers[side].count("total_net_input_bytes") - sent
+                taken[side].append((rate, used_s / rows * 1e6, sent / rows))
                 _empty(cluster, stack)
-    return max(taken[0]), max(taken[1])
+    return taken
 
 
 def _write(table: Table, windows: int) -> float:

@@ -183,13 +183,29 @@ class ModelCall:
     splits: bool = True
 
 
+class Spent(NamedTuple):
+    """Microseconds that workers took for calls of a model: to read the inputs, to compute, to pack the outputs."""
+
+    input_us: int = 0
+    infer_us: int = 0
+    output_us: int = 0
+
+
+_NOTHING_SPENT = Spent()
+
+
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """A model's own output tensors, by name, and the version that computed them, in how many calls of the model."""
+    """A model's own output tensors, by name, and the version that computed them, in how many calls of the model.
+
+    `spent`: by all calls together; `longest_us`: by the one of them that took the most time.
+    """
 
     tensors: Block
     version: int
     calls: int = 1
+    spent: Spent = _NOTHING_SPENT
+    longest_us: int = 0
 
 
 def outputs_from_result(result: Mapping[str, Any]) -> Outputs:
@@ -201,7 +217,11 @@ def outputs_from_result(result: Mapping[str, Any]) -> Outputs:
     with _reading_result():
         _raise_error(result)
         try:
-            return Outputs(unpack(result["outputs"]), _version(result["model_version"]))
+            # a worker of an earlier release does not tell what it spent
+            spent = Spent(*map(int, result.get("spent_us", ())))
+            return Outputs(
+                unpack(result["outputs"]), _version(result["model_version"]), spent=spent, longest_us=sum(spent)
+            )
         except BadInput as error:  # BadInput would blame the client
             raise ValueError(error.message) from error
 

@@ -6,10 +6,12 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
 
+from inference.redis.cluster import slot_of
 from tests.support.plain_models import write_slow_sum_model
 from tests.support.redis_cluster import RedisCluster
 from tests.support.runs_rig import CALL_S, MODEL, Rig
@@ -31,7 +33,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory, cluster: RedisCluster) -> Iterator[Rig]:
-    rig = Rig(tmp_path_factory.mktemp("rig"), cache_url=cluster.url())
+    # a delta run compares digests, which whole runs keep with `delta`
+    rig = Rig(tmp_path_factory.mktemp("rig"), cache_url=cluster.url(), batch="delta = true")
     write_slow_sum_model(rig.stack.folder / "model", ["a", "b"], seconds=CALL_S)
     rig.write_table(1_000, offset=0)
     rig.write_table(50, offset=0, name="tick.parquet")
@@ -45,6 +48,65 @@ def test_a_run_is_published_and_each_entity_is_a_hit(rig: Rig) -> None:
     rig.assert_published(rig.start_run(ROWS, offset=10_000), ROWS, offset=10_000)
     answer = httpx.get(f"{rig.stack.url}/predict/e7", params={"model": MODEL}).raise_for_status().json()
     assert (answer["prediction"], answer["outcome"]) == (10_007, "hit_batch")
+
+
+# --- what else a deployment does, end to end -------------------------------------------------------------
+
+
+def test_a_miss_is_computed_and_stored_and_a_job_computes_many(rig: Rig) -> None:
+    new = {f"new{number}": number for number in range(40)}  # over all nodes
+    items = [{"entity_id": name, "features": {"a": number, "b": 7}} for name, number in new.items()]
+    stored = httpx.put(f"{rig.stack.url}/features", params={"model": MODEL}, json={"items": items}, timeout=10)
+    assert stored.raise_for_status().json()["updated"] == len(new)
+    for outcome in ("computed", "hit_realtime"):
+        for name, number in new.items():
+            body = httpx.get(f"{rig.stack.url}/predict/{name}", params={"model": MODEL}, timeout=30).json()
+            assert (body["prediction"], body["outcome"]) == (number + 7, outcome)
+    request = {"model": MODEL, "entity_ids": list(new), "overrides": {"b": 100}}
+    job = httpx.post(f"{rig.stack.url}/predictions", json=request, timeout=10).raise_for_status().json()
+    done = httpx.get(f"{rig.stack.url}/predictions/{job['task_id']}", params={"wait_s": 30}, timeout=40).json()
+    assert [row["prediction"] for row in done["result"]["predictions"]] == [number + 100 for number in new.values()]
+
+
+def test_a_delta_run_carries_over_what_did_not_change(rig: Rig) -> None:
+    rig.assert_published(rig.start_run(ROWS, offset=40_000), ROWS, offset=40_000)
+    delta = rig.assert_published(rig.request(delta=True), ROWS, offset=40_000)
+    assert (delta["full_reason"], delta["rows_carried"], delta["rows_rescored"]) == (None, ROWS, 0)
+
+
+def test_pages_and_commands_show_the_cluster(rig: Rig, cluster: RedisCluster) -> None:
+    rig.stack.start("dashboard")
+    wait_for(lambda: _page(rig, "healthcheck"), "the dashboard", 60)
+    for page in ("hit-rates", "runs", "models"):
+        assert _page(rig, f"{page}/data"), page
+    told = rig.stack.cli("doctor", "--json").stdout
+    assert all(str(node.port) in told for node in cluster.nodes[:3]), told
+
+
+def _page(rig: Rig, path: str) -> Any:
+    try:
+        answer = httpx.get(f"{rig.stack.dashboard_url}/{path}", timeout=10)
+    except httpx.TransportError:
+        return None
+    return answer.text if answer.status_code == 200 else None
+
+
+def test_slots_move_under_requests_and_a_run(rig: Rig, cluster: RedisCluster) -> None:
+    rig.assert_published(rig.start_run(ROWS, offset=50_000), ROWS, offset=50_000)
+    with Hammer(rig, {50_000, 60_000}) as hammer:
+        run_id = rig.start_run(ROWS, offset=60_000)
+        rig.wait_chunks(run_id, 2)
+        for key in (*(f"{{{bucket}}}" for bucket in range(0, 40, 4)), "{forecache}"):
+            source = cluster.primary_of(key)
+            target = next(node for node in cluster.nodes if node is not source and node.ask("ROLE")[0] == b"master")
+            cluster.move_slot(slot_of(key), source, target)
+        wait_for(lambda: _is_over(rig, run_id), "the end of the run", 90)
+    rig.assert_published(run_id, ROWS, offset=60_000)
+    assert hammer.wrong == []
+    assert hammer.hits > 100
+
+
+# --- a node is lost ------------------------------------------------------------------------------------
 
 
 class Hammer:
