@@ -99,7 +99,8 @@ def measure(stack: Stack, large: Dataset, answers: Any, options: argparse.Namesp
     api = stack.start_api()
     *workers, maintenance = started.values()
     stack.batch_run()  # loads the model
-    small_rate = max(rows_per_s(stack.batch_run()) for _ in range(options.small_runs))
+    with Hits(stack.url, len(answers)):  # workers leave room for requests in both
+        small_rate = max(rows_per_s(stack.batch_run()) for _ in range(options.small_runs))
     small_mib = max(map(_peak_mib, workers))
     maintenance_mib = _peak_mib(maintenance)
     before = used_memory(stack)

@@ -321,6 +321,9 @@ class FreshnessRules:
     def judge(self, entry: Entry, now: float, max_staleness_s: float | None = None) -> Freshness:
         """Judge an entry by the age of its oldest feature.
 
+        An answer that was computed on demand is as fresh as the run's row that it is newer than, if that is fresher by
+        its own `ttl`: otherwise an entity that was asked for while the run went on would be computed again and again.
+
         `max_staleness_s`: the request's own limit, which is strict: it excludes REVALIDATE. None
         means the `ttl` of the entry's origin, 0 forces computing at any age.
         """
@@ -329,12 +332,16 @@ class FreshnessRules:
         limit = max_staleness_s
         if limit is None:
             limit = self.realtime_ttl_s if entry.origin is _REALTIME else self.batch_ttl_s
-        age_s = now - entry.as_of
-        if age_s <= limit:
+        over_s = now - entry.as_of - limit
+        if over_s <= 0:
             return _FRESH
+        if entry.row_as_of is not None and max_staleness_s is None:
+            over_s = min(over_s, now - entry.row_as_of - self.batch_ttl_s)
+            if over_s <= 0:
+                return _FRESH
         if now - max(entry.computed_at, entry.retried_at or 0.0) < self.min_recompute_interval_s:
             return Freshness.JUST_COMPUTED
-        if max_staleness_s is None and age_s <= limit + self.stale_while_revalidate_s:
+        if max_staleness_s is None and over_s <= self.stale_while_revalidate_s:
             return Freshness.REVALIDATE
         return Freshness.STALE
 
