@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import redis
 import redis.asyncio
-from redis.exceptions import NoScriptError, TryAgainError
+from redis.exceptions import AskError, NoScriptError, TryAgainError
 
 from inference.errors import StoreUnavailable
-from inference.redis.clients import REDIS_ERRORS, AsyncClient, Patience, Told, options_of, translated
+from inference.redis.clients import REDIS_ERRORS, AsyncClient, Patience, Told, cause_of, options_of, translated
 from inference.redis.cluster import (
     Again,
     Batch,
@@ -93,11 +93,19 @@ class AsyncClusterClient(AsyncClient):
             return joined(commands, without_errors(await self._follow(plan, self._ask_pipes)), counts)
 
     async def await_replicas(self, note: str, within_ms: int) -> bool:
-        """Return whether a replica of each node that has one confirms all writes so far."""
+        """Return whether a replica of each node that has one confirms all writes so far; not while slots move."""
         with Told():
             await self._know()
-        notes = self._cluster.notes(note)
-        return all(await asyncio.gather(*(self.node(at).await_replicas(key, within_ms) for at, key in notes.items())))
+        for _ in range(2):
+            notes = self._cluster.notes(note)
+            asked = (self.node(address).await_replicas(key, within_ms) for address, key in notes.items())
+            try:
+                return all(await asyncio.gather(*asked))
+            except StoreUnavailable as error:
+                if not isinstance(cause_of(error), AskError):
+                    raise
+            await self._read_again()
+        return False
 
     async def _ask_pipes(self, batches: list[Batch]) -> list[Any]:
         """Send to all nodes before the first reply. Tasks, which take longer than a batch, only to connect."""
