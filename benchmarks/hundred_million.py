@@ -110,7 +110,7 @@ def measure(stack: Stack, large: Dataset, answers: Any, options: argparse.Namesp
         run = stack.batch_run()
     table = stack.deployment.predictions(MODEL)
     generation, wrong = run["generation"], _count_wrong(table, large.rows, answers)
-    figures = {
+    figures: dict[str, Any] = {
         "rows": large.rows,
         "ratio_rate": round(rows_per_s(run) / small_rate, 3),
         "rows_per_s": round(rows_per_s(run)),

@@ -118,7 +118,8 @@ class AsyncClusterClient(AsyncClient):
         try:
             for pipe, batch, one in zip(pipes, batches, sent, strict=True):
                 try:
-                    answers.append(batch.unpacked(await (one if isinstance(one, asyncio.Task) else pipe.end(one))))
+                    replies = await one if isinstance(one, asyncio.Task) else await pipe.end(one)
+                    answers.append(batch.unpacked(replies))
                 except REDIS_ERRORS as error:
                     answers.append(error)
         finally:

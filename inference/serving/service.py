@@ -282,7 +282,8 @@ class PredictionService:
         """Count a request for tensors. `outputs` None: it failed."""
         took_s = asyncio.get_running_loop().time() - started
         self._hits.record_latency(model, took_s, hit=False)
-        spent, calls = {}, 0
+        spent: dict[str, int] = {}
+        calls = 0
         if outputs is not None:
             # calls of one request run at the same time: what is left of the longest was waiting, and the way there
             spent = {**outputs.spent._asdict(), "queue_us": max(round(took_s * 1e6) - outputs.longest_us, 0)}
