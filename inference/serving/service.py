@@ -48,8 +48,13 @@ class OutcomeRecorder(Protocol):
     def record_latency(self, model: str, took_s: float, *, hit: bool) -> None:
         """Count one request's duration; `hit`: the store answered all of it, and fresh."""
 
-    def record_tensors(self, model: str, version: int, took_s: float, *, rows: int, calls: int) -> None:
-        """Count one request for tensors. `calls`: of the model, 0 if it failed. `version`: 0 for the active one."""
+    def record_tensors(
+        self, model: str, version: int, took_s: float, *, rows: int, calls: int, spent: Mapping[str, int]
+    ) -> None:
+        """Count one request for tensors. `calls`: of the model, 0 if it failed. `version`: 0 for the active one.
+
+        `spent`: microseconds of its parts, by name.
+        """
 
 
 class Request(LookUp):
