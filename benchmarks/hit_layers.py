@@ -11,7 +11,7 @@ import asyncio
 import inspect
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -64,7 +64,7 @@ def main() -> None:
         publish(stack)
         layers = uvloop.run(measure_layers(stack))
         stack.start_api()
-        served_us = measure_served(stack, options.seconds)
+        served_us, _ = measure_served(stack, options.seconds)
     in_python = layers[HTTP] + layers.pop(TOGETHER)
     layers["between the parts: callbacks, checks, task and timer of a read"] = in_python - sum(layers.values())
     layers["system: event loop, sockets, scheduling"] = served_us - in_python
@@ -299,14 +299,17 @@ def _http_turn(settings: Settings) -> Callable[[], object]:
     return turn
 
 
-def measure_served(stack: Stack, seconds: float) -> float:
-    """Return the microseconds of CPU time that the served API takes per request under 32 connections."""
+def measure_served(stack: Stack, seconds: float, servers: Sequence[int] = ()) -> tuple[float, float]:
+    """Return the microseconds of CPU time per request under 32 connections of the served API, and of `servers`."""
     target = Target("ours", stack.url, ROWS, '"cache_hit":true')
     load(target, connections=32, seconds=2)
-    pid = stack.process_id("api")
-    before_s = cpu_s(pid)
+    groups = [stack.process_id("api")], servers
+    before = [sum(map(cpu_s, pids)) for pids in groups]
     seen = load(target, connections=32, seconds=seconds)
-    return (cpu_s(pid) - before_s) / (seen.rps * seconds) * 1e6
+    api, others = (
+        (sum(map(cpu_s, pids)) - s) / (seen.rps * seconds) * 1e6 for pids, s in zip(groups, before, strict=True)
+    )
+    return api, others
 
 
 def _scope(entity: str) -> dict[str, Any]:

@@ -94,6 +94,8 @@ def walk(trace: Trace, policy: Policy) -> Counter[Outcome]:
             if found is None or (found.as_of, found.computed_at) < (begun, begun):
                 retried_at = None if found is None else found.computed_at
                 found = Entry({}, begun, begun, 1, Origin.BATCH, 1, retried_at)
+            else:
+                found = found._replace(row_as_of=begun)
         freshness = None if found is None else rules.judge(found, now)
         if found is not None and freshness is Freshness.FRESH:
             counts[answer_stored("m", "e", found).outcome] += 1

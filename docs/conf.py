@@ -33,6 +33,7 @@ _MENU = {
         "Containers <docker/README>",
         "Kubernetes <deploy/kubernetes/README>",
         "hosts",
+        "scale",
         "operations",
         "security",
         "SECURITY",

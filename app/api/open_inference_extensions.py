@@ -81,14 +81,20 @@ def _statistics(model: str, version: int, counted: TensorRequests, unnamed: Tens
     nothing = {"count": 0, "ns": 0}
     success = {"count": counted.requests, "ns": counted.us * 1000}
     fail = {"count": counted.failed + unnamed.failed, "ns": (counted.failed_us + unnamed.failed_us) * 1000}
-    parts = ("queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
+    parts = {
+        "queue": counted.queue_us,
+        "compute_input": counted.input_us,
+        "compute_infer": counted.infer_us,
+        "compute_output": counted.output_us,
+    }
+    spent = {name: {"count": counted.requests, "ns": us * 1000} for name, us in parts.items()}
     return {
         "name": model,
         "version": str(version),
         "last_inference": counted.last_ms,
         "inference_count": counted.rows,
         "execution_count": counted.calls,
-        "inference_stats": {"success": success, "fail": fail, **dict.fromkeys(parts, nothing)},
+        "inference_stats": {"success": success, "fail": fail, **spent, "cache_hit": nothing, "cache_miss": nothing},
     }
 
 

@@ -40,6 +40,7 @@ from inference.serving.model_service import TableReader
 from inference.serving.worker_client import Submit
 from inference.settings import Settings
 from inference.settings.sentinel_urls import is_sentinel
+from inference.settings.server_urls import is_cluster
 from inference.stored_data import installed_release
 from tasks.broker import CeleryBroker
 from tasks.dispatch import open_dispatcher
@@ -129,7 +130,7 @@ async def open_process(settings: Settings) -> AsyncIterator[ApiProcess]:
             submit = _counting(dispatcher, recorder)
             service = PredictionService(settings, readers.__getitem__, submit, recorder, clock.now)
             jobs = JobQueue(client, deployment.keys, dispatcher.enqueue, clock.now)
-            replicated = is_sentinel(settings.cache_url)
+            replicated = is_sentinel(settings.cache_url) or is_cluster(settings.cache_url)
             replication = Replication(client, deployment.keys.replicated) if replicated else None
             process = ApiProcess(deployment, service, readers, jobs, dispatcher.enqueue, replication)
 

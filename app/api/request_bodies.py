@@ -155,7 +155,7 @@ class JsonRoute(APIRoute):
 
 
 async def _kept(request: Request, response: Response) -> Response:
-    """Return the response to a request once a replica has what it wrote, if Redis has Sentinels."""
+    """Return the response to a request once a replica has what it wrote, if Redis has Sentinels or is a cluster."""
     if (
         needed_scope(request.method, request.scope["path"]) is Scope.READ
         or response.status_code >= HTTPStatus.BAD_REQUEST

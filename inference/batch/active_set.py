@@ -172,6 +172,8 @@ class ActiveSet:
     requests: DayRequests | None = None
     #: of the last days' requests, the share that such a set would have answered, 0 to 1; None: too few are known
     share: float | None = None
+    #: called before each part of the marking
+    give_way: Callable[[], None] = lambda: None
     rows: int = 0
     rows_chosen: int = 0
     rows_new: int = 0
@@ -198,6 +200,7 @@ class ActiveSet:
 
     def _look_at(self, filters: AskedFilters, ids: pa.Array) -> Mask:
         """Return which rows are in the set."""
+        self.give_way()
         hashes = filters.hashes(ids)
         if self.known is not None:
             self.known.add(places_of(hashes, self.known.size))
@@ -277,10 +280,14 @@ class DayRequests:
 
 @dataclass(frozen=True)
 class ActiveSets:
-    """Opens the active sets of runs. Methods raise StoreUnavailable when Redis does not answer."""
+    """Opens the active sets of runs. Methods raise StoreUnavailable when Redis does not answer.
+
+    The sets call `give_way` before each part of their work.
+    """
 
     client: Client
     keys: Keys
+    give_way: Callable[[], None] = lambda: None
 
     def open(self, name: str, model: ModelSettings, *, rows: int, serving: str | None, now: float) -> ActiveSet:
         """Return the set of a new run; of all rows, with a note that says why, if it cannot be told who is in.
@@ -294,13 +301,14 @@ class ActiveSets:
         sample = AccessSample.load(self.client, self.keys, name, model.access_log.days, lambda: now)
         found = _choose_by(rule, filters, sample)
         new = model.batch.new_entities
-        active = ActiveSet(model.batch.entities, filters=filters, known=Filter(known_bytes(rows)) if new else None)
+        known = Filter(known_bytes(rows)) if new else None
+        active = ActiveSet(model.batch.entities, filters=filters, known=known, give_way=self.give_way)
         if new and not isinstance(found, str):
             active.known_before = None if serving is None else Filter.load(self.client, self._known_key(serving))
             if active.known_before is None:
                 found = "the run that serves kept no ids, by which new entities are told"
         if isinstance(found, str):
-            return replace(_of_all(model, found), filters=filters, known=active.known)
+            return replace(_of_all(model, found), filters=filters, known=known, give_way=self.give_way)
         active.chooses, active.share = found
         active.requests = _yesterday(sample)
         return active

@@ -88,12 +88,12 @@ class Runs:
         self._tables = RunTables(table)
         self._ledger = Ledger(client, keys)
         self._retention = QuarantineRetention(settings, client, keys)
-        active_sets = ActiveSets(client, keys)
         engines = make_engines(settings, send_chunks, start_driver or _refuse_driver)
         give_way = Yielding(client, keys, settings.realtime_queues).give_way
+        active_sets = ActiveSets(client, keys, give_way)
         deltas = Deltas(settings, self._ledger, self._tables.predictions, give_way)
         self._planner = Planner(settings, self._ledger, registry, self._tables, active_sets, inspect, deltas, engines)
-        self._differ = Differ(settings, self._ledger, self._tables, registry)
+        self._differ = Differ(settings, self._ledger, self._tables, registry, give_way)
         publisher = Publisher(settings, self._ledger, keys, self._tables, deltas, self._differ.compare, give_way)
         self._reconciler = Reconciler(settings, self._ledger, self._tables, self._planner, publisher, engines)
         self._worker = ChunkWorker(

@@ -182,7 +182,8 @@ class Histories:
         limits, row_is_old = self._limits, self._row_is_old[group]
         wins = self._overlay_wins(self.has_row[group], computed_at, as_of)
         forgotten = computed_at + limits.keep
-        old = np.maximum(as_of + limits.realtime + 1, computed_at + limits.recompute)
+        # an answer is as fresh as the row that it is newer than
+        old = np.maximum(np.maximum(as_of + limits.realtime + 1, computed_at + limits.recompute), row_is_old)
         retried = computed_at + min(limits.recompute, limits.keep)
         found = self._first(group, np.where(wins, np.minimum(old, forgotten), np.maximum(row_is_old, retried)))
         # an overlay entry may be forgotten before the next request: the row counts again
@@ -248,13 +249,13 @@ class Histories:
         limits, row = self._limits, self._generation
         has_row, is_kept = self.has_row[self.group], self.times < computed_at + limits.keep
         wins = is_kept & self._overlay_wins(has_row, computed_at, as_of)
-        age = self.times - np.where(wins, as_of, row.as_of)
-        limit = np.where(wins, limits.realtime, limits.batch)
+        over, row_over = self.times - as_of - limits.realtime, self.times - row.as_of - limits.batch
+        over = np.where(wins, np.where(has_row, np.minimum(over, row_over), over), row_over)
         newest = np.where(wins, computed_at, np.where(is_kept, np.maximum(computed_at, row.started), row.started))
         is_there = wins | has_row
-        fresh = is_there & (age <= limit)
+        fresh = is_there & (over <= 0)
         just = is_there & (self.times - newest < limits.recompute)
-        return Judged(wins, is_there, fresh, just, is_there & (age <= limit + limits.stale))
+        return Judged(wins, is_there, fresh, just, is_there & (over <= limits.stale))
 
 
 class Judged(NamedTuple):

@@ -182,8 +182,8 @@ def _entities(sample: AccessSample) -> Integers:
 def _misses_in_chains(visits: _Visits, ttl_s: float) -> Integers:
     """Return the misses of each visit, if each miss is computed and kept for `ttl_s`.
 
-    What is computed counts until a run of a later slot is published, also if that is too old or older than a run's
-    answer. All chains advance at the same time, each from one miss to the visit of its next one.
+    What is computed counts until a run of a later slot is published, also if that is too old; while a run's answer is
+    fresh, so is what is newer. All chains advance at the same time, each from one miss to the visit of its next one.
     """
     found = np.zeros(len(visits.chain), np.int64)
     if not len(found):
@@ -203,13 +203,13 @@ def _misses_in_chains(visits: _Visits, ttl_s: float) -> Integers:
     next_stale = _next_true(~visits.is_fresh)
     at, fresh_until, computed_in = first, np.full(len(first), -1.0), np.full(len(first), -2)
     while True:
-        is_newer = cycle[at] > computed_in  # than what was computed
-        at = np.where(is_newer & visits.is_fresh[at], next_stale[at], at)
+        at = np.where(visits.is_fresh[at], next_stale[at], at)
         going = at < after
-        at, after, is_newer, fresh_until = at[going], after[going], is_newer[going], fresh_until[going]
+        at, after, fresh_until, computed_in = at[going], after[going], fresh_until[going], computed_in[going]
         if not len(at):
             return found
-        fresh_until = np.where(is_newer, -1.0, fresh_until)
+        # a run's answer is newer than what was computed
+        fresh_until = np.where(cycle[at] > computed_in, -1.0, fresh_until)
         stale = np.where(fresh_until < begun[at], begun[at], np.minimum(fresh_until + late[at], ended[at]))
         computed = np.where(random[at] | (stale == begun[at]), stale, ended[at])
         left = ended[at] - computed

@@ -189,14 +189,21 @@ class HitRecorder:
         """Count one message to the real-time workers."""
         MICRO_BATCH.add(self._counts[model], rows)
 
-    def record_tensors(self, model: str, version: int, took_s: float, *, rows: int, calls: int) -> None:
-        """Count one request for tensors. `calls`: of the model, 0 if it failed. `version`: 0 for the active one."""
+    def record_tensors(
+        self, model: str, version: int, took_s: float, *, rows: int, calls: int, spent: Mapping[str, int]
+    ) -> None:
+        """Count one request for tensors. `calls`: of the model, 0 if it failed. `version`: 0 for the active one.
+
+        `spent`: microseconds by the names of `TensorRequests`.
+        """
         counts, field = self._counts[model], f"{TENSORS}:{version}:"
         counts[field + ("requests" if calls else "failed")] += 1
         counts[field + ("us" if calls else "failed_us")] += took_s * 1e6
         if calls:
             counts[field + "rows"] += rows
             counts[field + "calls"] += calls
+            for name, us in spent.items():
+                counts[field + name] += us
 
     async def flush(self) -> None:
         """Add the counts to the current minute and to the totals in Redis, and the entities to the access log.
@@ -322,7 +329,11 @@ TENSORS = "tensors"
 
 @dataclass(frozen=True)
 class TensorRequests:
-    """The requests for tensors that one version got, ever. `last_ms`: when it last computed one, epoch milliseconds."""
+    """The requests for tensors that one version got, ever. `last_ms`: when it last computed one, epoch milliseconds.
+
+    `queue_us`: what workers did not work on them; `input_us`, `infer_us`, `output_us`: workers' time for reading the
+    inputs, for the model, and for packing the outputs.
+    """
 
     requests: int = 0
     us: int = 0
@@ -331,6 +342,10 @@ class TensorRequests:
     failed: int = 0
     failed_us: int = 0
     last_ms: int = 0
+    queue_us: int = 0
+    input_us: int = 0
+    infer_us: int = 0
+    output_us: int = 0
 
     @classmethod
     def of(cls, totals: Mapping[str, int]) -> dict[int, TensorRequests]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,14 +23,16 @@ from redis.exceptions import MovedError, NoScriptError
 
 from inference.errors import StoreFull, StoreUnavailable
 from inference.redis.bulk import BulkCommands, Pace, SeparatedReplies, read_in_bulk, send_in_bulk
-from inference.redis.cluster import ClusterFault
 from inference.redis.pipes import AsyncPipe, Command, Pipe, is_demoted
 from inference.redis.sentinels import async_client, blocking_client
+from inference.redis.topology import ClusterFault
 from inference.settings.sentinel_urls import is_sentinel, read_sentinel_url
 from inference.settings.server_urls import is_cluster
 
 #: longest wait for a connection, even if answers may take longer
 _CONNECT_TIMEOUT_S = 5.0
+#: how long the note of `await_replicas` lives
+_NOTE_MS = 1000
 #: what redis-py raises, which `translated` names
 REDIS_ERRORS = (redis.RedisError, OSError)
 #: a script that `run_script` and redis-py's locks then send as a whole, and a value of ours that is none for Redis
@@ -138,6 +140,12 @@ class Client(redis.Redis):
         self.script_load(SCRIPTS[name])
         return DIGESTS[name]
 
+    def await_replica(self, note: str) -> None:
+        """Wait until a replica has all writes under the tag, if a failover could lose them and keep other rows.
+
+        Does nothing here: one Redis loses its last writes whatever their keys. `note`: a key to write first.
+        """
+
     def send_in_bulk(self, pieces: Iterable[BulkCommands], pace: Pace) -> bytes:
         """Send tens of thousands of commands and return their replies, each a `:number` and CR LF."""
         try:
@@ -182,7 +190,8 @@ class AsyncClient(redis.asyncio.Redis):
     async def execute_command(self, *arguments: Any, **options: Any) -> Any:
         """Send one command and return its answer; every method of redis-py calls this."""
         try:
-            return await super().execute_command(*arguments, **options)  # type: ignore[no-untyped-call]
+            with _closed_connections():
+                return await super().execute_command(*arguments, **options)  # type: ignore[no-untyped-call]
         except NOT_OUTAGES:
             raise
         except REDIS_ERRORS as error:
@@ -199,6 +208,14 @@ class AsyncClient(redis.asyncio.Redis):
         except REDIS_ERRORS as error:
             raise await _async_outage(self.connection_pool, error) from error
 
+    async def await_replicas(self, note: str, within_ms: int) -> bool:
+        """Return whether a replica confirms all writes so far, of whatever connection. `note`: a key to write first.
+
+        Redis replicates in order, so a replica that has the note has all writes before it.
+        """
+        _, replicas = await self.exchange([("SET", note, b"", "PX", _NOTE_MS), ("WAIT", 1, within_ms)])
+        return bool(replicas)
+
     async def run_script(self, name: str, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
         """Run a script of `scripts/` and return its answer."""
         try:
@@ -207,10 +224,22 @@ class AsyncClient(redis.asyncio.Redis):
             return await self.eval(SCRIPTS[name], len(keys), *keys, *arguments)
 
 
+@contextmanager
+def _closed_connections() -> Iterator[None]:
+    """Raise uvloop's error for a connection that the server closed as redis-py raises that of asyncio's loop."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "the handler is closed" not in str(error):
+            raise
+        raise redis.ConnectionError("Redis closed the connection") from error
+
+
 class _AsyncPipeline(redis.asyncio.client.Pipeline):
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         try:
-            return await super().execute(raise_on_error)
+            with _closed_connections():
+                return await super().execute(raise_on_error)
         except NOT_OUTAGES:
             raise
         except REDIS_ERRORS as error:

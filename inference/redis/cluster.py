@@ -8,26 +8,20 @@ from __future__ import annotations
 
 import threading
 import time
+from binascii import crc_hqx
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import redis
-from redis.crc import key_slot as slot_of_bytes
-from redis.exceptions import AskError, ClusterDownError, MasterDownError, MovedError, TryAgainError
+from redis.exceptions import AskError, ClusterDownError, MovedError, TryAgainError
 
-from inference.redis.pipes import Command
-from inference.settings.server_urls import node_url, seeds_of
+from inference.redis.pipes import Command, has_errors
+from inference.redis.topology import OUTAGES, SLOTS, Address, Topology, read_topology
 
-Address = tuple[str, int]
-
-SLOTS = 16_384
-#: as for a single Redis
-OLDEST = (6, 2)
 #: a node that did not answer gets no reads for so long, then one, while its replica answers the others
 _SUSPECT_S = 0.5
 #: shortest time between two reads of the map, since each failed command asks for one
@@ -39,15 +33,12 @@ _MOST_ROUNDS = 16
 #: what a replica may answer while its primary does not
 _READS = frozenset(("HMGET", "HGET", "GET", "MGET"))
 _OF_ROWS = frozenset(("HMGET", "HGET"))
+#: the commands of a look-up, of which there are dozens
+_KEY_FIRST = frozenset(("HMGET", "GET"))
 _KEY_AT = {"EVALSHA": 3, "EVAL": 3, "MEMORY": 2}
 _KEYLESS = frozenset(
-    ("TIME", "PING", "ECHO", "INFO", "CONFIG", "SCRIPT", "SCAN", "KEYS", "DBSIZE", "CLIENT", "CLUSTER")
+    ("TIME", "PING", "ECHO", "INFO", "CONFIG", "SCRIPT", "SCAN", "KEYS", "DBSIZE", "CLIENT", "CLUSTER", "WAIT")
 )
-_OUTAGES = (redis.ConnectionError, redis.TimeoutError, ClusterDownError, MasterDownError, OSError)
-
-
-class ClusterFault(redis.RedisError):
-    """What is wrong with a cluster as it is set up, and the fix, in one line."""
 
 
 def key_of(command: Command) -> Any:
@@ -57,29 +48,19 @@ def key_of(command: Command) -> Any:
     return None if len(command) <= at or name.partition(" ")[0] in _KEYLESS else command[at]
 
 
-def slot_of(key: Any) -> int:
-    """Return a key's slot."""
-    return slot_of_bytes(key.encode() if isinstance(key, str) else key)
+def slot_of(key: str | bytes) -> int:
+    """Return a key's slot: by the part in its first braces, if it has any."""
+    data = key.encode() if isinstance(key, str) else key
+    start = data.find(b"{") + 1
+    if start and (end := data.find(b"}", start)) > start:
+        data = data[start:end]
+    return crc_hqx(data, 0) % SLOTS
 
 
 @lru_cache(maxsize=8)
 def bucket_slots(buckets: int) -> npt.NDArray[np.uint16]:
     """Return the slot of each bucket of a generation: the hash tag of its key is the bucket's number."""
-    return np.fromiter((slot_of_bytes(b"%d" % bucket) for bucket in range(buckets)), np.uint16, buckets)
-
-
-@dataclass(frozen=True)
-class Topology:
-    """Which node serves each slot. `owners`: the place in `primaries` of each slot's node; -1 if nobody serves it."""
-
-    primaries: tuple[Address, ...]
-    owners: npt.NDArray[np.int16]
-    replicas: dict[Address, tuple[Address, ...]]
-
-    @property
-    def unserved(self) -> int:
-        """How many slots no node serves."""
-        return int(np.count_nonzero(self.owners < 0))
+    return np.fromiter((slot_of(b"%d" % bucket) for bucket in range(buckets)), np.uint16, buckets)
 
 
 def is_redirection(error: redis.ResponseError) -> bool:
@@ -123,7 +104,6 @@ class Cluster:
     def __init__(self, url: str, *, timeout_s: float, tag: str) -> None:
         self._url = url
         self._timeout_s = timeout_s
-        self._tag, self._tag_bytes = tag, tag.encode()
         self.home_slot = slot_of(tag)
         self._lock = threading.Lock()
         self._read_at = -1e9
@@ -183,16 +163,40 @@ class Cluster:
         self.topology  # noqa: B018 - read when it is first needed
         return self._by_slot[self.slot_of(key)]
 
-    def slot_of(self, key: Any) -> int:
+    def addresses_of(self, commands: Iterable[Command]) -> list[Address]:
+        """Return the node that serves each command's key."""
+        self.topology  # noqa: B018 - read when it is first needed
+        by_slot = self._by_slot
+        return [
+            by_slot[slot_of(command[1]) if command[0] in _KEY_FIRST else self.slot_of(key_of(command))]
+            for command in commands
+        ]
+
+    def slot_of(self, key: str | bytes | None) -> int:
         """Return a key's slot; None: that of the keys that lie in one slot."""
-        if key is None or (key.startswith(self._tag) if isinstance(key, str) else key.startswith(self._tag_bytes)):
-            return self.home_slot
-        return slot_of(key)
+        return self.home_slot if key is None else slot_of(key)
+
+    @property
+    def has_suspects(self) -> bool:
+        """Whether a node did not answer lately."""
+        return bool(self._suspects)
 
     def replica_of(self, address: Address) -> Address | None:
         """Return a replica of a primary, or None."""
         found = self.topology.replicas.get(address)
         return found[0] if found else None
+
+    def notes(self, note: str) -> dict[Address, str]:
+        """Return a key that begins with `note`, without its braces, of each node that has replicas."""
+        form = note.replace("{", "").replace("}", "") + ":{%d}"
+        wanted = {address for address, replicas in self.topology.replicas.items() if replicas}
+        found: dict[Address, str] = {}
+        for number in range(SLOTS):
+            if found.keys() >= wanted:
+                break
+            key = form % number
+            found.setdefault(self.address_of(key), key)
+        return {address: key for address, key in found.items() if address in wanted}
 
     def suspect(self, address: Address) -> None:
         """Remember that a node did not answer."""
@@ -205,100 +209,13 @@ class Cluster:
 
     def is_suspect(self, address: Address) -> bool:
         """Whether reads should go to the node's replica now. Lets one through when the time is up."""
-        until = self._suspects.get(address) if self._suspects else None
+        until = self._suspects.get(address)
         if until is None:
             return False
         if time.monotonic() < until:
             return True
         self._suspects[address] = time.monotonic() + self._timeout_s + _SUSPECT_S
         return False
-
-
-def read_topology(url: str, known: Sequence[Address], timeout_s: float, *, careful: bool) -> Topology:
-    """Read the map from the first node that answers: those known, then those of the URL.
-
-    `careful`: also check that it is a cluster that can be used.
-
-    Raises:
-        ClusterFault: it cannot be used; the message names the fix.
-        redis.RedisError: no node answers.
-    """
-    last: Exception | None = None
-    for host, port in dict.fromkeys([*known, *seeds_of(url)]):
-        try:
-            with closing(_open_node(url, (host, port), timeout_s)) as node:
-                topology = _parse_slots(node.execute_command("CLUSTER", "SLOTS"), host)
-                if careful:
-                    _check(node, topology)
-                    if (host, port) not in topology.primaries:
-                        _check_addresses(url, topology.primaries, timeout_s)
-                return topology
-        except redis.AuthenticationError:
-            raise
-        except redis.ResponseError as error:
-            if "cluster support disabled" in str(error):
-                raise ClusterFault(
-                    f"{host}:{port} is no node of a cluster: write redis:// in place of redis+cluster:// "
-                    "in [redis] cache_url, or start it with cluster-enabled yes"
-                ) from error
-            last = error
-        except _OUTAGES as error:
-            last = error
-    assert last is not None  # noqa: S101 - a URL has at least one node
-    raise last
-
-
-def _open_node(url: str, address: Address, timeout_s: float) -> Any:
-    return redis.Redis.from_url(
-        node_url(url, address), socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=None
-    )
-
-
-def _parse_slots(answer: Iterable[Any], asked: str) -> Topology:
-    owners = np.full(SLOTS, -1, np.int16)
-    primaries: dict[Address, int] = {}
-    replicas: dict[Address, tuple[Address, ...]] = {}
-    for first, last, *nodes in answer:
-        # a node that does not know its own address leaves it out
-        primary, *others = [(_text(node[0]) or asked, int(node[1])) for node in nodes]
-        owners[first : last + 1] = primaries.setdefault(primary, len(primaries))
-        replicas[primary] = tuple(others)
-    return Topology(tuple(primaries), owners, replicas)
-
-
-def _text(value: Any) -> str:
-    text = value.decode() if isinstance(value, bytes) else value or ""
-    return "" if text == "?" else text
-
-
-def _check(node: Any, topology: Topology) -> None:
-    try:
-        version = str(node.info("server").get("redis_version", "0"))
-    except redis.ResponseError:  # users of `users.acl` may not ask; doctor tells it
-        version = ".".join(map(str, OLDEST))
-    if tuple(int(part) for part in version.split(".")[:2] if part.isdecimal()) < OLDEST:
-        raise ClusterFault(f"the cluster of [redis] cache_url runs Redis {version}: install 6.2 or later")
-    if topology.unserved:
-        raise ClusterFault(
-            f"no node serves {topology.unserved:,} of the {SLOTS:,} slots of the cluster of [redis] cache_url: "
-            "redis-cli --cluster fix, or wait until it is set up"
-        )
-
-
-def _check_addresses(url: str, primaries: Sequence[Address], timeout_s: float) -> None:
-    """Refuse a cluster none of whose nodes can be reached at the address that it announces."""
-    for address in primaries:
-        try:
-            with closing(_open_node(url, address, timeout_s)) as node:
-                node.ping()
-                return
-        except _OUTAGES:
-            continue
-    host, port = primaries[0]
-    raise ClusterFault(
-        f"the nodes of the cluster announce addresses that cannot be reached from here, such as {host}:{port}: set "
-        "cluster-announce-ip and cluster-announce-port on each node"
-    )
 
 
 # --- plans ---
@@ -359,23 +276,25 @@ class _Routing:
 
     def batches(self) -> list[Batch]:
         """Return the open commands by node."""
-        found: dict[Any, Batch] = {}
-        for index, target in self.targets.items():
-            command = self._commands[index]
-            if target is None:
-                address = self._cluster.address_of(key_of(command))
-                name: Any = address
-                if self._cluster.is_suspect(address) and (replica := self._replica_for(command, address)):
-                    name = target = replica, "replica"
-            else:
-                name = target
-            batch = found.get(name)
+        commands = self._commands
+        unplaced = [index for index, target in self.targets.items() if target is None]
+        places: dict[int, Any] = dict(self.targets)
+        places.update(zip(unplaced, self._cluster.addresses_of([commands[index] for index in unplaced]), strict=True))
+        if self._cluster.has_suspects:
+            places.update((index, self._place_of(commands[index], places[index])) for index in unplaced)
+        found: dict[Address | tuple[Address, str], Batch] = {}
+        for index, place in places.items():
+            batch = found.get(place)
             if batch is None:
-                asks, at_replica = (target[1] == "ask", target[1] == "replica") if target else (False, False)
-                batch = found[name] = Batch(target[0] if target else name, asks, at_replica)
+                batch = found[place] = _batch_at(place)
             batch.indexes.append(index)
-            batch.commands.append(command)
+            batch.commands.append(commands[index])
         return list(found.values())
+
+    def _place_of(self, command: Command, address: Address) -> Address | tuple[Address, str]:
+        """Return where a command goes while nodes are suspected: to its node, or to a replica of it."""
+        replica = self._replica_for(command, address) if self._cluster.is_suspect(address) else None
+        return address if replica is None else (replica, "replica")
 
     def take(self, batches: Sequence[Batch], answers: Sequence[Any]) -> None:
         """Keep the replies, and find out which commands to send again, and where."""
@@ -387,6 +306,10 @@ class _Routing:
                     self._outage(index, batch, answer)
                 continue
             self._cluster.answered(batch.address)
+            if not batch.at_replica and not has_errors(answer):
+                for index, reply in zip(batch.indexes, answer, strict=True):
+                    self.replies[index] = reply
+                continue
             for index, reply in zip(batch.indexes, answer, strict=True):
                 if isinstance(reply, redis.ResponseError):
                     self._error(index, batch, reply)
@@ -413,7 +336,7 @@ class _Routing:
         elif isinstance(error, TryAgainError) or "non local key in a cluster node" in str(error):
             self.targets[index] = None
             self.waits = True
-        elif isinstance(error, _OUTAGES):
+        elif isinstance(error, OUTAGES):
             self._outage(index, batch, error)
         else:
             self.replies[index] = error
@@ -433,6 +356,13 @@ class _Routing:
         if command[0] not in _OF_ROWS or self._cluster.slot_of(command[1]) == self._cluster.home_slot:
             return False
         return reply is None or (isinstance(reply, list) and None in reply)
+
+
+def _batch_at(place: Address | tuple[Address, str]) -> Batch:
+    first, second = place
+    if isinstance(first, str):
+        return Batch((first, cast(int, second)))
+    return Batch(first, asks=second == "ask", at_replica=second == "replica")
 
 
 def _was_refused(outage: Exception) -> bool:
@@ -456,7 +386,7 @@ def one_by_key(commands: Sequence[Command]) -> tuple[list[Command], list[int]]:
     for command in commands:
         if command[0] in _SPLIT:
             name = _SPLIT[command[0]][0]
-            single.extend((name, key) for key in command[1:])
+            single.extend([(name, key) for key in command[1:]])
             counts.append(len(command) - 1)
         else:
             single.append(command)

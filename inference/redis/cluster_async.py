@@ -9,12 +9,11 @@ from typing import Any, cast
 
 import redis
 import redis.asyncio
-from redis.exceptions import NoScriptError, TryAgainError
+from redis.exceptions import AskError, NoScriptError, TryAgainError
 
 from inference.errors import StoreUnavailable
 from inference.redis.clients import REDIS_ERRORS, AsyncClient, Patience, Told, cause_of, options_of, translated
 from inference.redis.cluster import (
-    Address,
     Again,
     Batch,
     Cluster,
@@ -25,8 +24,9 @@ from inference.redis.cluster import (
     one_by_key,
     plan_exchange,
 )
-from inference.redis.cluster_clients import replay
-from inference.redis.pipes import Command, without_errors
+from inference.redis.cluster_clients import answer_of, replay
+from inference.redis.pipes import AsyncExchange, Command, without_errors
+from inference.redis.topology import Address
 from inference.settings.server_urls import node_url
 
 
@@ -90,34 +90,62 @@ class AsyncClusterClient(AsyncClient):
         with Told():
             await self._know()
             plan = plan_exchange(self._cluster, single, may_repeat=True, patience_s=self._patience_s)
-            return joined(commands, without_errors(await self._follow(plan, self._ask_pipe)), counts)
+            return joined(commands, without_errors(await self._follow(plan, self._ask_pipes)), counts)
 
-    async def _ask_pipe(self, batch: Batch) -> Any:
+    async def await_replicas(self, note: str, within_ms: int) -> bool:
+        """Return whether a replica of each node that has one confirms all writes so far; not while slots move."""
+        with Told():
+            await self._know()
+        for _ in range(2):
+            notes = self._cluster.notes(note)
+            asked = (self.node(address).await_replicas(key, within_ms) for address, key in notes.items())
+            try:
+                return all(await asyncio.gather(*asked))
+            except StoreUnavailable as error:
+                if not isinstance(cause_of(error), AskError):
+                    raise
+            await self._read_again()
+        return False
+
+    async def _ask_pipes(self, batches: list[Batch]) -> list[Any]:
+        """Send to all nodes before the first reply. Tasks, which take longer than a batch, only to connect."""
+        pipes = [self.node(batch.address)._pipe for batch in batches]
+        sent: list[AsyncExchange | asyncio.Task[list[Any]]] = []
+        for pipe, batch in zip(pipes, batches, strict=True):
+            commands = batch.packed()
+            sent.append(pipe.begin(commands) or asyncio.create_task(pipe.ask(commands)))
+        answers: list[Any] = []
         try:
-            return batch.unpacked(await self.node(batch.address)._pipe.ask(batch.packed()))
-        except REDIS_ERRORS as error:
-            return error
+            for pipe, batch, one in zip(pipes, batches, sent, strict=True):
+                try:
+                    replies = await one if isinstance(one, asyncio.Task) else await pipe.end(one)
+                    answers.append(batch.unpacked(replies))
+                except REDIS_ERRORS as error:
+                    answers.append(error)
+        finally:
+            for pipe, one in list(zip(pipes, sent, strict=True))[len(answers) + 1 :]:  # the caller gave up
+                if isinstance(one, asyncio.Task):
+                    one.cancel()
+                else:
+                    await pipe.give_up(one)
+        return answers
 
     async def _run_at_nodes(self, commands: Sequence[Command], ask: Callable[[AsyncClient, Batch], Any]) -> list[Any]:
-        async def outcome(batch: Batch) -> Any:
-            try:
-                return await ask(self.node(batch.address), batch)
-            except NoScriptError as error:
-                return [error]
-            except StoreUnavailable as error:
-                cause = cause_of(error)
-                if isinstance(cause, redis.ResponseError):
-                    return [cause] * len(batch.commands)
-                if cause is None:
-                    raise
-                return cause
+        async def ask_nodes(batches: list[Batch]) -> list[Any]:
+            answers: list[Any] = []
+            for batch in batches:
+                try:
+                    answers.append(await ask(self.node(batch.address), batch))
+                except (NoScriptError, StoreUnavailable) as error:
+                    answers.append(answer_of(error, batch))
+            return answers
 
         with Told():
             await self._know()
             plan = plan_exchange(self._cluster, commands, may_repeat=False, patience_s=self._patience_s)
-            return without_errors(await self._follow(plan, outcome))
+            return without_errors(await self._follow(plan, ask_nodes))
 
-    async def _follow(self, plan: Plan, ask: Callable[[Batch], Any]) -> list[Any]:
+    async def _follow(self, plan: Plan, ask: Callable[[list[Batch]], Any]) -> list[Any]:
         try:
             step = next(plan)
             while True:
@@ -125,10 +153,8 @@ class AsyncClusterClient(AsyncClient):
                     await asyncio.sleep(step.pause_s)
                     await self._read_again()
                     step = next(plan)
-                elif len(step) == 1:
-                    step = plan.send([await ask(step[0])])
                 else:
-                    step = plan.send(await asyncio.gather(*map(ask, step)))
+                    step = plan.send(await ask(step))
         except StopIteration as done:
             return cast(list[Any], done.value)
 

@@ -22,6 +22,7 @@ from redis.client import Pipeline
 from redis.exceptions import NoScriptError, TryAgainError
 
 from inference.errors import StoreUnavailable
+from inference.logs import get_logger
 from inference.redis.bulk import BulkCommands, Pace, SeparatedReplies, read_in_bulk, send_in_bulk
 from inference.redis.clients import (
     DIGESTS,
@@ -35,7 +36,6 @@ from inference.redis.clients import (
     translated,
 )
 from inference.redis.cluster import (
-    Address,
     Again,
     Batch,
     Cluster,
@@ -48,7 +48,11 @@ from inference.redis.cluster import (
     plan_exchange,
 )
 from inference.redis.pipes import Command, Exchange, without_errors
+from inference.redis.replication import WAIT_MS
+from inference.redis.topology import Address
 from inference.settings.server_urls import node_url
+
+log = get_logger(__name__)
 
 #: commands that are sent again one by one after a bulk met a change of the map
 _RESENT_TOGETHER = 64
@@ -156,6 +160,13 @@ class ClusterClient(Client):
         """Run a script over keys of one slot that may run twice."""
         return self.run_scripts(name, [(keys, arguments)])[0]
 
+    def await_replica(self, note: str) -> None:
+        """Wait until a replica of the node with the tag has all writes so far: it alone could lose them."""
+        with Told():
+            has_replica = self._cluster.replica_of(self._cluster.address_of(note)) is not None
+        if has_replica and not self.send([("SET", note, b"", "PX", WAIT_MS), ("WAIT", 1, WAIT_MS)])[1]:
+            log.warning("redis.not_replicated", error=f"no replica confirmed a write within {WAIT_MS} ms")
+
     def load_script(self, name: str) -> str:
         """Have all nodes keep a script."""
         for node in self.primaries():
@@ -255,22 +266,18 @@ class ClusterClient(Client):
     def _run_at_nodes(self, commands: Sequence[Command], ask: Callable[[Client, Batch], list[Any]]) -> list[Any]:
         """Follow a plan whose batches `ask` sends, one node after the other; raise the first error."""
 
-        def outcome(batch: Batch) -> list[Any] | Exception:
-            try:
-                return ask(self.node(batch.address), batch)
-            except NoScriptError as error:
-                return [error]
-            except StoreUnavailable as error:
-                cause = cause_of(error)
-                if isinstance(cause, redis.ResponseError):
-                    return [cause] * len(batch.commands)
-                if cause is None:
-                    raise
-                return cause
+        def ask_nodes(batches: list[Batch]) -> list[Any]:
+            answers: list[Any] = []
+            for batch in batches:
+                try:
+                    answers.append(ask(self.node(batch.address), batch))
+                except (NoScriptError, StoreUnavailable) as error:
+                    answers.append(answer_of(error, batch))
+            return answers
 
         with Told():
             plan = plan_exchange(self._cluster, commands, may_repeat=False, patience_s=self._patience_s)
-            return without_errors(self._follow(plan, lambda batches: [outcome(batch) for batch in batches]))
+            return without_errors(self._follow(plan, ask_nodes))
 
     def _follow(self, plan: Plan, ask: Callable[[list[Batch]], list[Any]]) -> list[Any]:
         try:
@@ -329,6 +336,20 @@ class _ClusterPipeline(Pipeline):
             except redis.RedisError as error:
                 raise translated(error) from error
         return replies
+
+
+def answer_of(error: NoScriptError | StoreUnavailable, batch: Batch) -> list[Any] | Exception:
+    """Return what a node's client raised as a plan takes it: an error for each command, or the node's outage.
+
+    Raises:
+        StoreUnavailable: the error itself, if redis-py's is not behind it.
+    """
+    if isinstance(error, NoScriptError):
+        return [error]
+    cause = cause_of(error)
+    if cause is None:
+        raise error
+    return [cause] * len(batch.commands) if isinstance(cause, redis.ResponseError) else cause
 
 
 def replay(pipe: Any, stack: Sequence[Any], *, errors: bool) -> Any:

@@ -83,7 +83,9 @@ slot. Only the rows are spread over all slots, P:T:g:N:{B} and P:T:o:ID, whose `
 |                  |        |                                          |                       | workers               |
 | P:h:M:promise:DAY| hash   | promised, came → figures of a day (JSON) | 400 days              | maintenance           |
 | P:h:requests     | string | a note: requests are answered now        | 2 s unchanged         | API processes         |
-| P:h:replicated   | string | a note: a replica has all writes so far  | a second              | API processes         |
+| P:h:replicated   | string | a note: a replica has all writes so far; | a second              | API processes         |
+|                  |        | P:h:replicated:{N} on a cluster's node   |                       |                       |
+| P:T:replicated   | string | the same, of begin and publish           | a second              | begin, publish        |
 | P:j:J            | hash   | the job record                           | an hour unchanged     | API, workers          |
 | P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | until part is done    | API                   |
 | P:j:J:parts      | hash   | part number → predictions (JSON)         | with the job          | real-time workers     |
@@ -159,6 +161,11 @@ class TableKeys:
     def schemas(self) -> str:
         """Hash digest → fields, to decode overlay values."""
         return f"{self.base}:schemas"
+
+    @property
+    def replicated(self) -> str:
+        """The note that a replica has once it has all of the table's writes before it."""
+        return f"{self.base}:replicated"
 
     @property
     def generation_prefix(self) -> str:

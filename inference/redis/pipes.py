@@ -36,6 +36,7 @@ _ERRORS: dict[str, type[redis.ResponseError]] = {
     "TRYAGAIN": TryAgainError,
     "CLUSTERDOWN": ClusterDownError,
     "MASTERDOWN": MasterDownError,
+    "LOADING": MasterDownError,  # a node that started again does not answer yet, and another one may
 }
 
 
@@ -180,27 +181,49 @@ class AsyncPipe:
 
     async def ask(self, commands: Sequence[Command]) -> list[Any]:
         """Return the replies as `send` does, with errors among them."""
+        return await self.end(self.begin(commands) or await self._begin_anew(commands))
+
+    def begin(self, commands: Sequence[Command]) -> AsyncExchange | None:
+        """Send a batch over a connection that is open, so that batches to several nodes need no tasks; None if none is.
+
+        `end` waits for the replies, and must be awaited.
+        """
+        if not self._idle or not self._idle[-1].is_open:
+            return None
+        return AsyncExchange(self._idle.pop(), commands, self._timeout_s, is_kept=True)
+
+    async def end(self, sent: AsyncExchange) -> list[Any]:
+        """Return the replies to a batch in order, with errors among them; raise as `send` if it got no answer."""
         while True:
-            connection, is_kept = await self._take()
             try:
-                replies = await connection.exchange(commands, self._timeout_s)
+                replies = await sent.answer
             except BaseException as error:
-                # late replies would answer the next batch
-                await self._give_back(connection)
+                await self.give_up(sent)
                 if self._follows_primary and isinstance(error, redis.TimeoutError):
                     # the others lead to the same silent server; new ones ask the Sentinels
                     while self._idle:
                         await self._give_back(self._idle.pop())
-                if is_kept and isinstance(error, redis.ConnectionError):
-                    continue  # Redis restarted while the connection was idle
-                raise
-            if _is_from_replica(replies):
-                await self._give_back(connection)
-                if is_kept:
-                    continue  # the primary's name, or its Sentinels, may lead to another server by now
-                return replies
-            self._idle.append(connection)
-            return replies
+                if not (sent.is_kept and isinstance(error, redis.ConnectionError)):
+                    raise
+                # otherwise Redis restarted while the connection was idle
+            else:
+                if not _is_from_replica(replies):
+                    self._idle.append(sent.connection)
+                    return replies
+                await self.give_up(sent)
+                if not sent.is_kept:
+                    return replies
+                # otherwise the primary's name, or its Sentinels, may lead to another server by now
+            sent = await self._begin_anew(sent.commands)
+
+    async def give_up(self, sent: AsyncExchange) -> None:
+        """Close the connection of a batch whose replies nobody wants: late ones would answer the next batch."""
+        sent.answer.cancel()
+        await self._give_back(sent.connection)
+
+    async def _begin_anew(self, commands: Sequence[Command]) -> AsyncExchange:
+        connection, is_kept = await self._take()
+        return AsyncExchange(connection, commands, self._timeout_s, is_kept=is_kept)
 
     async def _take(self) -> tuple[_AsyncConnection, bool]:
         while self._idle:
@@ -208,15 +231,26 @@ class AsyncPipe:
             if connection.is_open:
                 return connection, True
             await self._give_back(connection)
+        return await self._connect(), False
+
+    async def _connect(self) -> _AsyncConnection:
         try:
             async with asyncio.timeout(self._timeout_s):
-                return _AsyncConnection(await self._pool.get_connection()), False
+                pooled = await self._pool.get_connection()
         except TimeoutError as error:
             raise _too_late(self._timeout_s) from error
+        # a server that dies may close a connection before its first use; uvloop's are of no use then
+        if pooled._writer is None or pooled._writer.is_closing():
+            await self._release(pooled)
+            raise redis.ConnectionError("Redis closed the connection")
+        return _AsyncConnection(pooled)
 
     async def _give_back(self, connection: _AsyncConnection) -> None:
-        await connection.pooled.disconnect(nowait=True)
-        await self._pool.release(connection.pooled)
+        await self._release(connection.pooled)
+
+    async def _release(self, pooled: Any) -> None:
+        await pooled.disconnect(nowait=True)
+        await self._pool.release(pooled)
 
 
 class _AsyncConnection(asyncio.Protocol):
@@ -247,7 +281,7 @@ class _AsyncConnection(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self._replies, self._expected = [], len(commands)
         self._answer = loop.create_future()
-        self._timer = loop.call_later(timeout_s, self._fail, _too_late(timeout_s))
+        self._timer = loop.call_later(timeout_s, self._fail_late, timeout_s)
         self._transport.write(b"".join(map(hiredis.pack_command, commands)))
         return self._answer
 
@@ -272,6 +306,9 @@ class _AsyncConnection(asyncio.Protocol):
         self._fail(redis.ConnectionError("Redis closed the connection"))
         self._stream.connection_lost(error)
 
+    def _fail_late(self, timeout_s: float) -> None:
+        self._fail(_too_late(timeout_s))
+
     def _fail(self, error: Exception) -> None:
         answer = self._over()
         if answer is not None:
@@ -284,6 +321,20 @@ class _AsyncConnection(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
         return None if answer is None or answer.done() else answer
+
+
+class AsyncExchange:
+    """A batch that was sent. `is_kept`: over a connection that was open before."""
+
+    __slots__ = ("answer", "commands", "connection", "is_kept")
+
+    def __init__(
+        self, connection: _AsyncConnection, commands: Sequence[Command], timeout_s: float, *, is_kept: bool
+    ) -> None:
+        self.connection = connection
+        self.commands = commands
+        self.is_kept = is_kept
+        self.answer = connection.exchange(commands, timeout_s)
 
 
 def _too_late(timeout_s: float) -> redis.TimeoutError:
@@ -311,12 +362,18 @@ def is_demoted(error: BaseException) -> bool:
 
 
 def _is_from_replica(replies: list[Any]) -> bool:
-    return any(isinstance(reply, redis.ResponseError) and is_demoted(reply) for reply in replies)
+    return has_errors(replies) and any(
+        isinstance(reply, redis.ResponseError) and is_demoted(reply) for reply in replies
+    )
 
 
 def without_errors(replies: list[Any]) -> list[Any]:
     """Return the replies, or raise the first error among them."""
-    for reply in replies:
-        if isinstance(reply, redis.ResponseError):
-            raise reply
+    if has_errors(replies):
+        raise next(reply for reply in replies if isinstance(reply, redis.ResponseError))
     return replies
+
+
+def has_errors(replies: Sequence[Any]) -> bool:
+    """Return whether there is an error among replies, which have few types: a look-up asks for dozens of them."""
+    return any(issubclass(kind, redis.ResponseError) for kind in set(map(type, replies)))

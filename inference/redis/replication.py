@@ -14,14 +14,10 @@ log = get_logger(__name__)
 WAIT_MS = 500
 #: seconds without waiting after a wait in vain: a primary without replicas must not slow down every write
 PAUSE_S = 5.0
-_NOTE_MS = 1000
 
 
 class Replication:
-    """Waits for one replica of the server behind `client`. `key`: a note of ours, written before each wait.
-
-    Redis replicates in order, so a replica that has the note has all writes before it, of whatever connection.
-    """
+    """Waits for one replica of the server behind `client`; in a cluster, of each node. `key`: a note of ours."""
 
     def __init__(self, client: AsyncClient, key: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client
@@ -37,9 +33,7 @@ class Replication:
         """
         if self._clock() < self._not_before:
             return
-        note = ("SET", self._key, b"", "PX", _NOTE_MS)
-        _, replicas = await self._client.exchange([note, ("WAIT", 1, WAIT_MS)])
-        if replicas:
+        if await self._client.await_replicas(self._key, WAIT_MS):
             if self._not_before:
                 log.info("redis.replicated_again")
             self._not_before = 0.0

@@ -183,13 +183,29 @@ class ModelCall:
     splits: bool = True
 
 
+class Spent(NamedTuple):
+    """Microseconds that workers took for calls of a model: to read the inputs, to compute, to pack the outputs."""
+
+    input_us: int = 0
+    infer_us: int = 0
+    output_us: int = 0
+
+
+_NOTHING_SPENT = Spent()
+
+
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """A model's own output tensors, by name, and the version that computed them, in how many calls of the model."""
+    """A model's own output tensors, by name, and the version that computed them, in how many calls of the model.
+
+    `spent`: by all calls together; `longest_us`: by the one of them that took the most time.
+    """
 
     tensors: Block
     version: int
     calls: int = 1
+    spent: Spent = _NOTHING_SPENT
+    longest_us: int = 0
 
 
 def outputs_from_result(result: Mapping[str, Any]) -> Outputs:
@@ -201,7 +217,11 @@ def outputs_from_result(result: Mapping[str, Any]) -> Outputs:
     with _reading_result():
         _raise_error(result)
         try:
-            return Outputs(unpack(result["outputs"]), _version(result["model_version"]))
+            # a worker of an earlier release does not tell what it spent
+            spent = Spent(*map(int, result.get("spent_us", ())))
+            return Outputs(
+                unpack(result["outputs"]), _version(result["model_version"]), spent=spent, longest_us=sum(spent)
+            )
         except BadInput as error:  # BadInput would blame the client
             raise ValueError(error.message) from error
 
@@ -301,6 +321,9 @@ class FreshnessRules:
     def judge(self, entry: Entry, now: float, max_staleness_s: float | None = None) -> Freshness:
         """Judge an entry by the age of its oldest feature.
 
+        An answer that was computed on demand is as fresh as the run's row that it is newer than, if that is fresher by
+        its own `ttl`: otherwise an entity that was asked for while the run went on would be computed again and again.
+
         `max_staleness_s`: the request's own limit, which is strict: it excludes REVALIDATE. None
         means the `ttl` of the entry's origin, 0 forces computing at any age.
         """
@@ -309,12 +332,16 @@ class FreshnessRules:
         limit = max_staleness_s
         if limit is None:
             limit = self.realtime_ttl_s if entry.origin is _REALTIME else self.batch_ttl_s
-        age_s = now - entry.as_of
-        if age_s <= limit:
+        over_s = now - entry.as_of - limit
+        if over_s <= 0:
             return _FRESH
+        if entry.row_as_of is not None and max_staleness_s is None:
+            over_s = min(over_s, now - entry.row_as_of - self.batch_ttl_s)
+            if over_s <= 0:
+                return _FRESH
         if now - max(entry.computed_at, entry.retried_at or 0.0) < self.min_recompute_interval_s:
             return Freshness.JUST_COMPUTED
-        if max_staleness_s is None and age_s <= limit + self.stale_while_revalidate_s:
+        if max_staleness_s is None and over_s <= self.stale_while_revalidate_s:
             return Freshness.REVALIDATE
         return Freshness.STALE
 

@@ -22,6 +22,7 @@ from inference.serving.answers import (
     ModelCall,
     Outputs,
     Reply,
+    Spent,
     answer_computed,
     answer_stored,
     explanation_from_result,
@@ -181,7 +182,9 @@ class ModelService:
             outputs = await self._ask_tensors([inputs], call, until)
         tensors = joined([one.tensors for one in outputs])
         check_outputs(tensors)
-        return Outputs(tensors, outputs[0].version, len(outputs))
+        spent = Spent(*(sum(column) for column in zip(*(one.spent for one in outputs), strict=True)))
+        longest_us = max(one.longest_us for one in outputs)
+        return Outputs(tensors, outputs[0].version, len(outputs), spent, longest_us)
 
     async def explain(self, entity_id: str, until: float) -> dict[str, Any] | None:
         """Return the entity's current features and their sources; None if the entity gets an error.

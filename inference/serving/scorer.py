@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -339,7 +340,8 @@ InTime = Callable[[str, float | None], float]
 class TensorScorer:
     """Computes tensors unchanged: the model gets NaN too, and all its outputs are returned.
 
-    A result is `{"model", "model_version", "outputs"}` with packed tensors, or `{"error"}` with its code and message.
+    A result is `{"model", "model_version", "outputs", "spent_us"}` with packed tensors and the microseconds for reading
+    the inputs, computing, and packing the outputs, or `{"error"}` with its code and message.
     Each message is a call of its own, so that tensors of different shapes never meet.
     """
 
@@ -362,11 +364,15 @@ class TensorScorer:
             self._settings.model(model)
             answer_by = _monotonic(deadline, self._in_time(model, deadline))
             loaded = self._held(model, version)
+            times = [time.perf_counter()]
             tensors = unpack(inputs)
+            times.append(time.perf_counter())
             with loaded.gpu_lock(), answering_by(answer_by):
                 outputs = _rows(loaded, tensors) if signature is None else loaded.call(signature, tensors)
+            times.append(time.perf_counter())
             check_outputs(outputs)
             packed = pack(outputs)
+            times.append(time.perf_counter())
         except ForecacheError as error:
             if isinstance(error, PredictionFailed):
                 # clients never see the model's own message: it belongs here
@@ -374,7 +380,8 @@ class TensorScorer:
             return {"error": error.to_json()}
         except Exception as error:  # noqa: BLE001 - `defect` logs it
             return {"error": defect(self._defects, error, model).to_json()}
-        return {"model": model, "model_version": loaded.record.version, "outputs": packed}
+        spent_us = [round((end - start) * 1e6) for start, end in pairwise(times)]
+        return {"model": model, "model_version": loaded.record.version, "outputs": packed, "spent_us": spent_us}
 
     def _held(self, model: str, version: int | None) -> LoadedModel:
         """Return a loaded version. A request never makes a worker load a version from disk."""

@@ -48,8 +48,13 @@ class OutcomeRecorder(Protocol):
     def record_latency(self, model: str, took_s: float, *, hit: bool) -> None:
         """Count one request's duration; `hit`: the store answered all of it, and fresh."""
 
-    def record_tensors(self, model: str, version: int, took_s: float, *, rows: int, calls: int) -> None:
-        """Count one request for tensors. `calls`: of the model, 0 if it failed. `version`: 0 for the active one."""
+    def record_tensors(
+        self, model: str, version: int, took_s: float, *, rows: int, calls: int, spent: Mapping[str, int]
+    ) -> None:
+        """Count one request for tensors. `calls`: of the model, 0 if it failed. `version`: 0 for the active one.
+
+        `spent`: microseconds of its parts, by name.
+        """
 
 
 class Request(LookUp):
@@ -247,11 +252,11 @@ class PredictionService:
         except ForecacheError as error:
             if not isinstance(error, BadInput | NotFound):
                 self._hits.record(model, _outcome_of(error), rows)
-                self._count_tensors(model, call.version or 0, started, rows=rows, calls=0)
+                self._count_tensors(model, call.version or 0, started, rows)
             raise
         # the features come from the request, so they are new
         self._hits.record(model, Outcome.COMPUTED, rows, age_s=0.0, version=outputs.version)
-        self._count_tensors(model, outputs.version, started, rows=rows, calls=outputs.calls)
+        self._count_tensors(model, outputs.version, started, rows, outputs)
         return outputs
 
     def workers_heard(self, models: Sequence[str], present: bool) -> None:
@@ -276,10 +281,19 @@ class PredictionService:
         path = self._paths.get(model) if model else self._only
         return path or self._paths[self._settings.model(model)[0]]
 
-    def _count_tensors(self, model: str, version: int, started: float, *, rows: int, calls: int) -> None:
+    def _count_tensors(
+        self, model: str, version: int, started: float, rows: int, outputs: Outputs | None = None
+    ) -> None:
+        """Count a request for tensors. `outputs` None: it failed."""
         took_s = asyncio.get_running_loop().time() - started
         self._hits.record_latency(model, took_s, hit=False)
-        self._hits.record_tensors(model, version, took_s, rows=rows, calls=calls)
+        spent: dict[str, int] = {}
+        calls = 0
+        if outputs is not None:
+            # calls of one request run at the same time: what is left of the longest was waiting, and the way there
+            spent = {**outputs.spent._asdict(), "queue_us": max(round(took_s * 1e6) - outputs.longest_us, 0)}
+            calls = outputs.calls
+        self._hits.record_tensors(model, version, took_s, rows=rows, calls=calls, spent=spent)
 
     def _count_request(self, request: Request, answers: Sequence[Answer | ForecacheError]) -> None:
         model, ids = request.path.name, request.entity_ids

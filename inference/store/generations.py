@@ -107,6 +107,8 @@ class Generations:
             ],
             atomic=True,
         )
+        # rows on other nodes of a cluster would outlive the number, which a later generation would be given again
+        self._client.await_replica(keys.replicated)
         return manifest
 
     def write(self, manifest: Manifest, ids: Any, block: Block, as_of: npt.NDArray[np.float64]) -> None:
@@ -292,6 +294,8 @@ class Generations:
             raise Conflict(f"generation {instead_of}, whose rows it carries over, serves no more: start a new run")
         if status != "ok":
             raise Conflict(f"generation {number} of the {self._name} is {status}: only a loading one can be published")
+        # before rows on other nodes of a cluster, which the pointer named until now, are removed
+        self._client.await_replica(self._keys.replicated)
         return follow(plan_pointer(self._keys), self._client)
 
     def move_to_overlay(self, number: int, *, keep_s: float) -> None:

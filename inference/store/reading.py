@@ -342,7 +342,10 @@ def decode_entries(fetched: Fetched) -> list[Entry | None]:
         rows = codec_for(fields).unpack_rows([winners[i][1] for i in group])
         for i, (as_of, values) in zip(group, rows, strict=True):
             header = winners[i][0]
-            entries[i] = Entry(values, as_of, header.computed_at, header.model_version, header.origin, None)
+            entries[i] = Entry(
+                values, as_of, header.computed_at, header.model_version, header.origin, None,
+                row_as_of=_row_under(header, fetched.rows[i], manifest),
+            )  # fmt: skip
     return entries
 
 
@@ -413,6 +416,13 @@ def _overlay_wins(header: OverlayHeader, row: bytes | None, fetched: Fetched) ->
     same_age = fetched.manifest.rows_as_of
     as_of = row_as_of(row) if same_age is None else same_age
     return (header.as_of, header.computed_at) >= (as_of, fetched.manifest.created_at)
+
+
+def _row_under(header: OverlayHeader, row: bytes | None, manifest: Manifest | None) -> float | None:
+    """Return the `as_of` of the row that an overlay entry is newer than; None if features changed between the two."""
+    if row is None or manifest is None or header.since_change:
+        return None
+    return row_as_of(row) if manifest.rows_as_of is None else manifest.rows_as_of
 
 
 def _block_fields(fetched: Fetched) -> Fields | None:

@@ -124,7 +124,8 @@ class Entry(NamedTuple):
     `values`: field name → number, text, or nested lists of them. `as_of` is in whole epoch seconds (rounded
     down); `computed_at` is in epoch seconds: for a generation's row, the start of the generation.
     `retried_at`: when the row was last computed on demand, from features no newer than its own; None if never.
-    `outdated`: the entity has newer features than the row.
+    `outdated`: the entity has newer features than the row. `row_as_of`: of an overlay entry, the `as_of` of the
+    generation's row that it is newer than, unless features changed since that; None if there is none.
     """
 
     values: dict[str, Any]
@@ -135,6 +136,7 @@ class Entry(NamedTuple):
     generation: int | None
     retried_at: float | None = None
     outdated: bool = False
+    row_as_of: float | None = None
 
 
 @dataclass(frozen=True)

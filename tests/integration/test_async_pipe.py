@@ -7,11 +7,15 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 import redis.asyncio
+import uvloop
 
+from inference.errors import StoreUnavailable
+from inference.redis.clients import REQUEST, open_async_client
 from inference.redis.pipes import AsyncPipe
 from tests.support.redis_server import RedisServer
 
@@ -89,6 +93,28 @@ async def test_no_redis_is_an_error(tmp_path: Path) -> None:
         server.stop()
         with pytest.raises((redis.ConnectionError, OSError)):
             await pipe.send([("PING",)])
+
+
+def test_a_connection_that_closes_before_its_first_use_is_an_outage(redis_server: RedisServer) -> None:
+    """On uvloop, which the API runs on: there a closed connection raises what neither redis-py nor asyncio does."""
+
+    async def told() -> list[str]:
+        async with open_async_client(redis_server.url(), REQUEST) as client:
+            connect = client.connection_pool.get_connection
+
+            async def connect_and_lose() -> Any:
+                connection = await connect()
+                connection._writer.transport.abort()
+                await asyncio.sleep(0.01)
+                return connection
+
+            client.connection_pool.get_connection = connect_and_lose
+            asked = (client.exchange([("PING",)]), client.get("k"), client.pipeline().get("k").execute())
+            found = await asyncio.gather(*asked, return_exceptions=True)
+            assert [type(one) for one in found] == [StoreUnavailable] * 3
+            return [str(one) for one in found]
+
+    assert set(uvloop.run(told())) == {"Redis did not answer: Redis closed the connection"}
 
 
 async def test_password_and_database_of_the_url_hold(redis_client: redis.Redis, redis_server: RedisServer) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from inference.errors import StoreUnavailable
 from inference.redis.clients import REQUEST, WORKER, Client, open_async_client, open_client
 from inference.redis.cluster import slot_of
 from inference.redis.keys import Keys, TableKind
+from inference.redis.replication import Replication
 from inference.schema import DType, TensorSpec
 from inference.settings.processes import CelerySettings, RedisSettings
 from inference.store import AsyncTableReader, Manifest, Origin, Table
@@ -196,6 +199,40 @@ def test_a_row_that_a_replica_lacks_is_an_outage_and_no_miss(cluster: RedisClust
         victim.start()
         wait_for(cluster.is_whole, "a whole cluster", 30)
     assert store.table.read([f"nobody{i}" for i in range(50)]) == [None] * 50
+
+
+def frozen_for_a_moment(cluster: RedisCluster, key: str) -> ClusterNode:
+    """Freeze the replica of a key's node for 0.2 s, and return it."""
+    port = int(cluster.primary_of(key).ask("ROLE")[2][0][1])
+    replica = next(node for node in cluster.nodes if node.port == port)
+    assert replica.process
+    replica.process.send_signal(signal.SIGSTOP)
+    threading.Timer(0.2, replica.process.send_signal, (signal.SIGCONT,)).start()
+    return replica
+
+
+def copied(replica: ClusterNode, *command: str) -> object:
+    with replica.client as client, client.pipeline(transaction=False) as pipeline:
+        return pipeline.execute_command("READONLY").execute_command(*command).execute()[1]
+
+
+def test_what_began_or_was_published_has_a_replica(cluster: RedisCluster, store: Store) -> None:
+    replica = frozen_for_a_moment(cluster, TAG)
+    manifest = store.write(1_000)
+    assert copied(replica, "GET", KEYS.sequence) == b"1"
+    replica = frozen_for_a_moment(cluster, TAG)
+    store.table.generations.publish(manifest.number)
+    assert copied(replica, "HGET", KEYS.pointer, "current") == b"1"
+
+
+async def test_what_the_api_confirms_has_a_replica_on_each_node(cluster: RedisCluster, store: Store) -> None:
+    store.publish(1_000)
+    key = KEYS.rows + ":o:told"  # a row lies on any node
+    async with open_async_client(cluster.url(), REQUEST, tag=TAG) as client:
+        replica = frozen_for_a_moment(cluster, key)
+        await client.set(key, "stored")
+        await Replication(client, f"{TAG}:note").reach()
+        assert copied(replica, "GET", key) == b"stored"
 
 
 # --- users ---------------------------------------------------------------------------------------------

@@ -75,6 +75,25 @@ def ids_of(rows: int) -> list[str]:
     return [f"user_{number}" for number in range(rows)]
 
 
+def test_a_comparison_gives_way_to_requests(
+    redis_client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[None] = []
+
+    class Yields:
+        def __init__(self, *_: object) -> None: ...
+
+        def give_way(self) -> None:
+            pauses.append(None)
+
+    monkeypatch.setattr("inference.batch.runs.Yielding", Yields)
+    desk = Desk(redis_client, tmp_path)
+    for publish in (True, False):
+        run_id = desk.run(ids_of(10), {"y": np.ones(10, np.float32)}, publish=publish)
+    desk.diff(run_id)
+    assert len(pauses) == 3  # the rows of each side, and all entities together
+
+
 @pytest.mark.parametrize("buckets", ["equal", "different"])
 def test_all_numbers_are_those_of_numpy_whatever_the_buckets(desk: Desk, buckets: str) -> None:
     rng = np.random.default_rng(1)

@@ -300,6 +300,14 @@ def test_a_row_tells_that_it_was_computed_anew_from_older_features(room: Room) -
     assert b.retried_at is None
 
 
+def test_an_answer_tells_how_old_the_row_is_that_it_is_newer_than(room: Room) -> None:
+    room.table.versions.activate(1)
+    manifest = room.publish({"a": 1.0}, as_of=1000)
+    room.upsert("a", 2.0, as_of=2000, computed_at=manifest.created_at + 7)
+    room.upsert("b", 2.0, as_of=2000, computed_at=manifest.created_at + 7)
+    assert [entry and entry.row_as_of for entry in room.table.read(["a", "b"])] == [1000.0, None]
+
+
 def test_the_overlay_serves_before_there_is_any_generation(room: Room) -> None:
     room.table.versions.activate(1)
     room.upsert("a", 2.0, as_of=1000, computed_at=1500.25)
@@ -337,7 +345,7 @@ def test_a_generation_moved_to_the_overlay_is_served_beside_the_current_one(room
 
     assert [room.price(i) for i in ("a", "b", "c", "x" * 500)] == [10.0, 21.0, 3.0, 30.0]
     entry = room.table.read(["a"])[0]
-    assert entry == Entry({"price": 10.0}, 2000.0, staged.created_at, 1, Origin.BATCH, None)
+    assert entry == Entry({"price": 10.0}, 2000.0, staged.created_at, 1, Origin.BATCH, None, row_as_of=1000.0)
     assert room.table.pointer().current == current.number
     assert room.table.generations.collectable() == [staged.number]
     room.table.generations.collect(staged.number, sweep_after_s=0)

@@ -94,6 +94,9 @@ def pair(first: np.ndarray, second: np.ndarray, datatype: str = "INT32", door: A
     return [tensor("INPUT0", first, datatype, door), tensor("INPUT1", second, datatype, door)]
 
 
+SPENT = ("queue", "compute_input", "compute_infer", "compute_output")
+
+
 def test_sums_and_differences_and_then_the_statistics(by_grpc: Any, by_http: Any) -> None:
     before = by_grpc.get_inference_statistics("simple").model_stats[0]
     outputs = [triton.InferRequestedOutput("OUTPUT0"), triton.InferRequestedOutput("OUTPUT1")]
@@ -115,6 +118,10 @@ def test_sums_and_differences_and_then_the_statistics(by_grpc: Any, by_http: Any
     assert by_rest["last_inference"] > before.last_inference
     assert by_rest["inference_stats"]["success"]["ns"] > 0
     assert by_rest["inference_stats"]["fail"] == {"count": 0, "ns": 0}
+    spent = {name: by_rest["inference_stats"][name]["ns"] for name in SPENT}
+    assert all(spent.values()), spent
+    # calls of one request run at the same time, so all together may take longer than the requests
+    assert spent["queue"] < by_rest["inference_stats"]["success"]["ns"]
     everything = {one["name"] for one in by_http.get_inference_statistics()["model_stats"]}
     assert everything == {one.name for one in by_grpc.get_inference_statistics().model_stats} == {*MODELS, "sum"}
 

@@ -19,7 +19,7 @@ _FOR_GOOD = re.compile(
 _GENERATION = re.compile(r"([pf]):([^:]+):g:(\d+)")
 #: must expire, whoever wrote them
 _EXPIRING = re.compile(
-    r"[pf]:[^:]+:g:\d+:\{?\d+\}?|[pf]:[^:]+:o:.*|m:[^:]+:(reconciler|loads|forgotten:[0-9a-f]{16})|h:requests|h:[^:]+(:[a-z_]+)?:\d+|r:[^:]+:(known|driver)|j:.*|jobs|i:.*|[wq]:.*|doctor:.*",
+    r"[pf]:[^:]+:g:\d+:\{?\d+\}?|[pf]:[^:]+:o:.*|m:[^:]+:(reconciler|loads|forgotten:[0-9a-f]{16})|[pf]:[^:]+:replicated|h:replicated(:\{\d+\})?|h:requests|h:[^:]+(:[a-z_]+)?:\d+|r:[^:]+:(known|driver)|j:.*|jobs|i:.*|[wq]:.*|doctor:.*",
     re.DOTALL,
 )
 _ACTIVE_RUN = re.compile(r"m:([^:]+):active_run")

@@ -10,7 +10,8 @@ from typing import Any
 
 import redis
 
-from inference.redis.cluster import SLOTS, slot_of
+from inference.redis.cluster import slot_of
+from inference.redis.topology import SLOTS
 from tests.support.ports import free_port
 from tests.support.redis_server import find_redis_binary
 from tests.support.waiting import wait_for

@@ -132,5 +132,7 @@ class FakeRecorder:
     def record_latency(self, model: str, took_s: float, *, hit: bool) -> None:
         self.latencies.append((hit, took_s))
 
-    def record_tensors(self, model: str, version: int, took_s: float, *, rows: int, calls: int) -> None:
+    def record_tensors(
+        self, model: str, version: int, took_s: float, *, rows: int, calls: int, spent: Mapping[str, int]
+    ) -> None:
         self.tensors.append((version, rows, calls))

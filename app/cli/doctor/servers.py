@@ -18,9 +18,9 @@ from inference.clock import system_clock
 from inference.errors import StoreUnavailable
 from inference.redis.clients import Client, Patience, cause_of, open_client
 from inference.redis.clock import RedisClock
-from inference.redis.cluster import ClusterFault
 from inference.redis.cluster_clients import ClusterClient
 from inference.redis.keys import Keys
+from inference.redis.topology import ClusterFault
 from inference.settings import Settings
 from inference.settings.server_urls import is_redis
 

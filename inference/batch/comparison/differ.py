@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -54,12 +54,16 @@ class Sides:
 
 @dataclass(frozen=True)
 class Differ:
-    """Compares runs. Methods raise StoreUnavailable when Redis does not answer."""
+    """Compares runs. Methods raise StoreUnavailable when Redis does not answer.
+
+    Calls `give_way` before each part of the work, of some 250 000 rows.
+    """
 
     settings: Settings
     ledger: Ledger
     tables: RunTables
     registry: ModelRegistry
+    give_way: Callable[[], None] = lambda: None
 
     def compare(self, run: RunRecord, options: DiffOptions = _DEFAULT) -> RunDiff:
         """Compare a run with what serves, and keep the result. A threshold of None is that of the settings.
@@ -158,14 +162,17 @@ class Differ:
             parts = [files.enter_context(Parts(one.dtype, bits)) for one in reductions]
             for manifest, reduction, into in zip((sides.old, sides.new), reductions, parts, strict=True):
                 for batch in read_ahead(sides.table.generations.scan(manifest), ahead=_AHEAD):
+                    self.give_way()
                     into.add(reduction.of(batch))
             segments = None
             if options.segment is not None:
                 segments = Segments(files.enter_context(Parts(SEGMENT_ROW, bits)))
-                segments.read(self._source(run), self.settings.models[run.model], options.segment)
+                segments.read(
+                    self._source(run), self.settings.models[run.model], options.segment, give_way=self.give_way
+                )
                 names = segments.names
             movers = {name: Movers(options.top) for name in comparisons}
-            both, new, gone = _join(parts, reductions, comparisons, movers, segments)
+            both, new, gone = _join(parts, reductions, comparisons, movers, segments, self.give_way)
         return RunDiff(
             run_id=run.run_id,
             model=run.model,
@@ -262,10 +269,12 @@ def _join(
     comparisons: dict[str, Comparison],
     movers: dict[str, Movers],
     segments: Segments | None,
+    give_way: Callable[[], None],
 ) -> tuple[int, int, int]:
     """Compare part after part; return the numbers of entities in both, only in the new, only in the old generation."""
     both = only_new = only_old = 0
     for number in range(parts[0].count):
+        give_way()
         old, new = (one.part(number) for one in parts)
         at_old, at_new = match(old[HASH], new[HASH])
         both, only_new = both + len(at_old), only_new + len(new) - len(at_new)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from types import TracebackType
@@ -181,8 +181,12 @@ class Segments:
     parts: Parts
     names: list[str] = field(default_factory=lambda: [NOT_THERE])
 
-    def read(self, source: Source, model: ModelSettings, column: str) -> None:
+    def read(
+        self, source: Source, model: ModelSettings, column: str, *, give_way: Callable[[], None] = lambda: None
+    ) -> None:
         """Read the ids and the column of all rows; of an entity with several rows, the newest counts.
+
+        Calls `give_way` before each batch of rows.
 
         Raises:
             SourceError: the source lacks the column, or cannot be read.
@@ -193,6 +197,7 @@ class Segments:
         columns = list(dict.fromkeys([model.entity_column, column, *times]))
         batches = read_slices(source.files, whole_slices(source.files), columns=columns, batch_rows=_BATCH_ROWS)
         for batch in batches:
+            give_way()
             self._add(batch, model.entity_column, column, times)
 
     def of(self, part: int, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:

@@ -60,7 +60,9 @@ def test_the_set_holds_everybody_who_was_asked_for_and_everybody_new(
     source = open_source(str(path), as_text=["entity_id"])
     known = Filter(1 << 16)
     known.add(places_of(id_hashes(names(sorted(set(range(200)) - new)), KEY), known.size))
+    pauses: list[None] = []
     active = ActiveSet("asked within 30d", "", filters_of(asked), lambda h: h != 0, known)
+    active.give_way = lambda: pauses.append(None)
 
     pieces = list(
         active.mark(source, cut_row_groups(source.files, rows_per_chunk=17, bytes_per_chunk=1 << 30), "entity_id")
@@ -71,6 +73,7 @@ def test_the_set_holds_everybody_who_was_asked_for_and_everybody_new(
     assert chosen[sorted(asked_for | new)].all()
     assert sum(piece.rows for piece in pieces) == active.rows == 200
     assert active.rows_chosen == chosen.sum()
+    assert len(pauses) == -(-200 // group)  # before each batch of ids
     assert active.rows_chosen <= len(asked_for | new) + 10  # a few too many
 
 

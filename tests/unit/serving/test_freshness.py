@@ -48,6 +48,24 @@ def test_a_batch_row_just_retried_from_features_no_newer_does_not_miss_for_ever(
     assert RULES.judge(stored, 1003) is Freshness.STALE
 
 
+@pytest.mark.parametrize(
+    ("age_s", "row_age_s", "own_limit_s", "expected"),
+    [
+        (50, 100, None, Freshness.FRESH),  # the row would be
+        (50, 101, None, Freshness.REVALIDATE),
+        (10, 500, None, Freshness.FRESH),
+        (50, 121, None, Freshness.STALE),
+        (50, 60, 49, Freshness.STALE),
+    ],
+)
+def test_an_answer_is_as_fresh_as_the_row_that_it_is_newer_than(
+    age_s: float, row_age_s: float, own_limit_s: float | None, expected: Freshness
+) -> None:
+    answer = entry(as_of=1000 - age_s, origin=Origin.REALTIME)._replace(computed_at=0, row_as_of=1000 - row_age_s)
+    rules = replace(RULES, stale_while_revalidate_s=20)
+    assert rules.judge(answer, 1000, max_staleness_s=own_limit_s) is expected
+
+
 def test_only_what_was_computed_on_demand_counts_as_a_realtime_hit() -> None:
     assert {origin: answer_stored("m", "e", entry(origin=origin)).outcome.value for origin in Origin} == {
         Origin.BATCH: "hit_batch",
