@@ -34,6 +34,7 @@ _MENU = {
         "Kubernetes <deploy/kubernetes/README>",
         "hosts",
         "operations",
+        "tracing",
         "security",
         "SECURITY",
     ],

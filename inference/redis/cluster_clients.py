@@ -49,6 +49,7 @@ from inference.redis.cluster import (
 )
 from inference.redis.pipes import Command, Exchange, without_errors
 from inference.settings.server_urls import node_url
+from inference.tracing import redis_span
 
 #: commands that are sent again one by one after a bulk met a change of the map
 _RESENT_TOGETHER = 64
@@ -139,7 +140,7 @@ class ClusterClient(Client):
     def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """Return the raw replies of one pipeline a node, all sent before the first reply."""
         single, counts = one_by_key(commands)
-        with Told():
+        with Told(), redis_span(commands):
             plan = plan_exchange(self._cluster, single, may_repeat=True, patience_s=self._patience_s)
             return joined(commands, without_errors(self._follow(plan, self._ask_at_once)), counts)
 
