@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Mapping
 from math import comb
@@ -37,12 +38,13 @@ def prepare(stack: Stack, variables: Mapping[str, Mapping[str, str]]) -> list[Ta
 
 
 def measure(targets: list[Target], stack: Stack, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Return the microseconds of CPU time a hit of each load; each round begins at the other end."""
+    """Return the microseconds of CPU time a hit of each load; the orders of the targets take turns."""
     for target in targets:
         load(target, connections=options.connections, seconds=WARM_UP_S)
     used_us: dict[str, list[float]] = {target.name: [] for target in targets}
-    for number in range(options.pairs):
-        for target in targets if number % 2 else targets[::-1]:
+    orders = itertools.cycle(itertools.permutations(targets))
+    for order in itertools.islice(orders, options.pairs):
+        for target in order:
             pid = stack.process_id(target.name)
             before_s = cpu_s(pid)
             seen = load(target, connections=options.connections, seconds=options.seconds)
