@@ -26,14 +26,15 @@ from rig.report import print_report
 from rig.stack import MODEL, temporary_folder
 
 from inference.deployment import Deployment
+from inference.errors import ForecacheError
 from inference.redis.clients import WORKER
-from inference.settings import load_settings
+from inference.settings import Settings, load_settings
 
 #: of the requests, that must be computed
 MISSES = 0.1
 #: seconds of a request's patience, and how long a run or a job may take after the kills before it counts as stuck
 PATIENCE_S, SETTLE_S = 5.0, 180.0
-SAMPLE_EVERY_S = 20.0
+SAMPLE_EVERY_S = 5.0
 #: a process is sampled at this age, when it has loaded everything
 GROWN_UP_S = 30.0
 #: what may grow between the first and the last quarter: this share, or this much (MiB, descriptors, keys, threads)
@@ -175,18 +176,24 @@ class Soak:
         await asyncio.to_thread(self._sample_now)
 
     def _sample_now(self) -> None:
-        now, samples = time.monotonic(), self.told.samples
+        most: defaultdict[tuple[str, str], float] = defaultdict(float)  # one of a kind may only stand by
         for kind, process in self._up.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 if time.time() - process.create_time() > GROWN_UP_S:
-                    samples["memory MiB", kind].append((now, process.memory_info().rss / (1 << 20)))
-                    samples["descriptors", kind].append((now, process.num_fds()))
-                    samples["threads", kind].append((now, process.num_threads()))
-        with contextlib.suppress(Exception), Deployment(self._settings(), WORKER) as deployment:  # it may be dead now
-            samples["keys", "Redis"].append((now, deployment.cache.dbsize()))
-            samples["Redis MiB", "Redis"].append((now, deployment.cache.info("memory")["used_memory"] / (1 << 20)))
+                    self._add(most, "memory MiB", kind, process.memory_info().rss / (1 << 20))
+                    self._add(most, "descriptors", kind, process.num_fds())
+                    self._add(most, "threads", kind, process.num_threads())
+        # it may be dead now
+        with contextlib.suppress(ForecacheError), Deployment(self._settings(), WORKER) as deployment:
+            self._add(most, "keys", "Redis", deployment.cache.dbsize())
+            self._add(most, "Redis MiB", "Redis", deployment.cache.info("memory")["used_memory"] / (1 << 20))
+        for what, value in most.items():
+            self.told.samples[what].append((time.monotonic(), value))
 
-    def _settings(self) -> Any:
+    def _add(self, most: dict[tuple[str, str], float], what: str, kind: str, value: float) -> None:
+        most[what, kind] = max(most[what, kind], value)
+
+    def _settings(self) -> Settings:
         return load_settings(self._up.folder / "forecache.toml")
 
 
