@@ -35,6 +35,7 @@ _MENU = {
         "hosts",
         "scale",
         "operations",
+        "tracing",
         "security",
         "SECURITY",
     ],

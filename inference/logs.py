@@ -14,11 +14,15 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from itertools import count
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
 
+from inference import tracing
 from inference.redaction import without_secrets
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 #: longer texts are cut, so that no client can fill a disk with log lines
 _MAX_FIELD, _MAX_TRACEBACK = 4096, 32_768
@@ -144,6 +148,7 @@ def _with_requests(_logger: Any, _method: str, event: dict[str, Any]) -> dict[st
         event["request_id"] = str(requests[0])
     elif requests:
         event["request_ids"] = told(requests)
+    event.update(tracing.ids())
     return event
 
 
@@ -206,12 +211,14 @@ _numbers = count(1)
 class RequestId:
     """One request's id: the client's, or one that is generated on first use."""
 
-    __slots__ = ("_text", "is_named")
+    __slots__ = ("_text", "is_named", "span")
 
     def __init__(self, named: str | None = None) -> None:
         #: whether the client named it
         self.is_named = named is not None and _SANE.fullmatch(named) is not None
         self._text = named if self.is_named else None
+        #: the request's span, or the client's if it is not recorded; None without a trace
+        self.span: Span | None = None
 
     def __str__(self) -> str:
         if self._text is None:
@@ -227,6 +234,8 @@ _behind: ContextVar[tuple[RequestId, ...]] = ContextVar("forecache_requests", de
 def work_for(requests: Sequence[RequestId]) -> None:
     """Set the requests that this context, and everything it starts, works for from now on."""
     _behind.set(tuple(requests))
+    if tracing.tracer is not None:
+        tracing.follow([request.span for request in requests])
 
 
 def requests_behind() -> tuple[RequestId, ...]:
@@ -241,9 +250,9 @@ def told(requests: Iterable[RequestId]) -> list[str]:
 
 
 def message_headers() -> dict[str, Any]:
-    """Return the message header with the current requests' ids; empty if there are none."""
+    """Return the message headers with the current requests' ids and their trace; empty if there are none."""
     requests = requests_behind()
-    return {REQUEST_IDS_HEADER: told(requests)} if requests else {}
+    return {REQUEST_IDS_HEADER: told(requests), **tracing.headers()} if requests else tracing.headers()
 
 
 def from_message(header: Any) -> tuple[RequestId, ...]:

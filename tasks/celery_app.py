@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from celery import Celery, Task
 from celery.signals import before_task_publish
 from kombu import Exchange, Queue
 
+from inference import tracing
 from inference.clock import system_clock
 from inference.deployment import Deployment
 from inference.errors import BadInput, BrokerUnavailable
@@ -207,7 +208,16 @@ class DeploymentTask(Task):  # type: ignore[misc]  # celery has no types
             )
         work_for(from_message(self.request.get(REQUEST_IDS_HEADER)))
         try:
-            with bound(task_id=self.request.id):
+            with bound(task_id=self.request.id), self._traced():
                 return self.run(*args, **kwargs)
         finally:
             work_for(())
+
+    def _traced(self) -> AbstractContextManager[object]:
+        if tracing.tracer is None:
+            return nullcontext()
+        request = self.request
+        carrier = {name: request.get(name) for name in (tracing.TRACEPARENT, tracing.TRACESTATE)}
+        prefix = self.deployment.settings.redis.prefix
+        queue = ((request.delivery_info or {}).get("routing_key") or "").removeprefix(f"{prefix}.")
+        return tracing.task_span(self.name, queue, request.id, carrier, is_ours=request.get(SENT_AT_HEADER) is not None)

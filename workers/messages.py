@@ -13,6 +13,7 @@ from typing import Any
 
 from inference.logs import REQUEST_IDS_HEADER
 from inference.monitoring.queues import SENT_AT_HEADER
+from inference.tracing import TRACEPARENT, TRACESTATE
 
 #: a larger message is dropped unread; the API's largest message holds the body of a request, 8 MiB at most
 MAX_MESSAGE_BYTES = 64 << 20
@@ -91,6 +92,8 @@ _HEADERS: Mapping[str, tuple[_Check, str]] = {
     "kwargsrepr": (_is_text, "short text"),
     SENT_AT_HEADER: (_is_number, "a number"),
     REQUEST_IDS_HEADER: (lambda value: isinstance(value, list), "a list"),
+    TRACEPARENT: (_is_text, "short text"),
+    TRACESTATE: (_is_text, "short text"),
 }
 #: the fields of a message of version 1
 _KEPT_OF_V1 = frozenset({*_HEADERS, "args", "kwargs", "utc", "callbacks", "errbacks", "chord"})

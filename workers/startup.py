@@ -11,9 +11,10 @@ from functools import partial, wraps
 from typing import Any, NoReturn
 
 from celery import Celery
-from celery.signals import celeryd_init, setup_logging, worker_init
+from celery.signals import celeryd_init, setup_logging, worker_init, worker_shutdown
 from kombu import Exchange, Queue
 
+from inference import tracing
 from inference.deployment import Deployment
 from inference.errors import ForecacheError, StoreUnavailable
 from inference.logs import configure_logging, get_logger
@@ -21,6 +22,7 @@ from inference.models.runtimes import keras_environment
 from inference.redis.clients import WORKER
 from inference.settings import LogSettings, Settings
 from inference.settings.server_urls import is_redis
+from inference.stored_data import installed_release
 from tasks.broker import CeleryBroker
 from tasks.celery_app import make_worker_app
 from workers.consumer import replace_parts_of_celery
@@ -55,6 +57,10 @@ def make_worker(settings: Settings, *, process: str, pool: str, concurrency: int
         check_pool(process, pool, options.get("pool_cls"), sys.argv)
         # warnings of Celery and Python at the start go to the same log
         _log_to_stderr(process, settings.logs)
+        tracing.start(process, installed_release())
+
+    def end_traces(**_: Any) -> None:
+        tracing.stop()
 
     def set_up_logging(**_: Any) -> None:
         _log_to_stderr(process, settings.logs)
@@ -62,6 +68,7 @@ def make_worker(settings: Settings, *, process: str, pool: str, concurrency: int
     # weak=False: nothing else holds these functions
     celeryd_init.connect(refuse_unsafe_pool, weak=False)
     setup_logging.connect(set_up_logging, weak=False)
+    worker_shutdown.connect(end_traces, weak=False)
     return application
 
 

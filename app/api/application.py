@@ -50,10 +50,11 @@ from app.api.problems import (
     speaks_protocol,
 )
 from app.api.process import ApiProcess, OpenProcess, open_process
-from app.api.requests import ID_HEADER, begin_request, under_root, with_request_id, without_head
+from app.api.requests import ID_HEADER, begin_request, end_span, under_root, with_request_id, without_head
 from app.api.schemas import ExplainedBody
 from app.api.watchdog import loop_watched
 from app.http import places
+from inference import tracing
 from inference.errors import ForecacheError, cut, shown_name
 from inference.logs import RequestId
 from inference.settings import ApiSettings, Settings
@@ -107,7 +108,9 @@ class Application(FastAPI):
         except Exception as error:  # noqa: BLE001 - `tell_each` logs it
             defects.tell_each(error)
             if not answer.begun:
-                await respond_to_defect()(scope, receive, with_request_id(send, request))
+                await respond_to_defect()(scope, receive, with_request_id(answer.send, request))
+        finally:
+            end_span(scope, answer.status)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, request: RequestId) -> None:
         if hot_path.is_hot(scope):
@@ -139,14 +142,16 @@ def _with_cors(answer: ASGIApp, api: ApiSettings) -> CORSMiddleware:
 
 
 class _TrackedAnswer:
-    """Remembers whether an answer has begun."""
+    """Remembers whether an answer has begun, and with which status."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.begun = False
+        self.status: int | None = None
 
     async def send(self, message: Message) -> None:
         self.begun = True
+        self.status = message.get("status", self.status)
         await self._send(message)
 
 
@@ -158,9 +163,13 @@ def create_app(settings: Settings, *, open_process: OpenProcess = open_process) 
         async with open_process(settings) as process:
             process.drain = app.drain
             app.process = process
-            with loop_watched():
-                async with _beside_http(app, process):
-                    yield
+            tracing.start("api", installed_release())
+            try:
+                with loop_watched():
+                    async with _beside_http(app, process):
+                        yield
+            finally:
+                await asyncio.to_thread(tracing.stop)
 
     app = Application(
         settings.api,
@@ -170,6 +179,8 @@ def create_app(settings: Settings, *, open_process: OpenProcess = open_process) 
         redirect_slashes=False,
         openapi_url=None,
         generate_unique_id_function=_operation_id,
+        # FastAPI's own traces and metrics would tell paths and bodies, and leave out what it does not route
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     _add_documents(app, settings.api.root_path)
     # the extensions first: `/v2/models/stats` is no model

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from time import time_ns
 from typing import Any
 
 from fastapi import Response
@@ -16,6 +17,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 
 from app.api import hot_path
 from app.api.bounded_connections import STEP_BYTES, BoundedConnection
+from app.api.requests import HOT_ROUTE, SPAN, begin_span
+from inference import tracing
 
 
 class Connection(BoundedConnection):
@@ -73,25 +76,35 @@ class Connection(BoundedConnection):
         """Begin a request that may be a hit."""
         scope: Any = cycle.scope
         request = hot_path.HotRequest(self.app.process.service, self.app.access, scope)
+        tracer = tracing.tracer
+        if tracer is not None and tracer.samples(scope["headers"]):
+            request.began_ns = time_ns()
         answer = partial(self._answer_at_once, cycle, request)
         if not request.begin(answer):
             self.loop.call_soon(answer)  # not now: the parser may be within this request
 
     def _answer_at_once(self, cycle: RequestResponseCycle, request: hot_path.HotRequest) -> None:
         """Write the answer. A request that has to wait for a worker, or for its client, goes on in a task."""
+        look_up = (request.began_ns, time_ns()) if request.began_ns else None
+        scope: Any = cycle.scope
         request.answer()
         if cycle.disconnected:
             return
+        is_written, status = False, 200
         if request.body is not None:
             is_written = self._write_answer(cycle, request.body)
-        else:
-            is_written = request.error is not None and self._write_response(cycle, request.refusal())
+        elif request.error is not None:
+            response = request.refusal()
+            is_written, status = self._write_response(cycle, response), response.status_code
         if not is_written:
-            scope: Any = cycle.scope
             scope[hot_path.BEGUN] = request
+            scope[SPAN] = None if look_up is None else begin_span(scope, look_up)
             request.write = partial(self._write_answer, cycle)
             self._answer_in_task(cycle, self.app)
-        elif cycle is self.cycle and cycle.keep_alive and not cycle.more_body:
+            return
+        if look_up is not None and tracing.tracer is not None:
+            tracing.tracer.hit(scope["headers"], HOT_ROUTE, look_up, status)
+        if cycle is self.cycle and cycle.keep_alive and not cycle.more_body:
             self._repeatable = self._tail
 
     def _write_answer(self, cycle: RequestResponseCycle, body: bytes) -> bool:

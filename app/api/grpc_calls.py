@@ -10,6 +10,8 @@ from grpc.aio import ServicerContext
 
 from app.api.access import AccessControl
 from app.api.process import ApiProcess
+from app.api.requests import SPAN
+from inference import tracing
 from inference.errors import (
     BadInput,
     Conflict,
@@ -49,6 +51,16 @@ _CODES: tuple[tuple[type[ForecacheError], grpc.StatusCode], ...] = (
     (Unavailable, grpc.StatusCode.UNAVAILABLE),
 )
 
+#: statuses of the server's failures, not of the client's mistakes
+_FAILURES = frozenset(
+    {
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNAVAILABLE,
+    }
+)
+
 
 def code_of(error: ForecacheError) -> grpc.StatusCode:
     """Return the status of an error."""
@@ -59,6 +71,7 @@ class GrpcCall:
     """One client's call, or one message of a stream.
 
     `scope` describes it as an HTTP request, with its metadata as headers, so that keys and rates are the same.
+    `method`: its service and name for its trace; empty: none is wanted.
     """
 
     def __init__(
@@ -68,6 +81,7 @@ class GrpcCall:
         context: ServicerContext[Any, Any],
         *,
         in_stream: bool = False,
+        method: str = "",
     ) -> None:
         self.process = process
         self._in_stream = in_stream
@@ -80,12 +94,25 @@ class GrpcCall:
             "path": _PREDICTIONS,
             "headers": [(str(key).encode(), _bytes(value)) for key, value in metadata],
             "client": (_address_of(context.peer()),),
+            SPAN: None,
         }
+        if tracing.tracer is not None and method and tracing.tracer.samples(self.scope["headers"]):
+            service, _, name = method.partition("/")
+            facts = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
+            self.scope[SPAN] = tracing.tracer.request(self.scope["headers"], method, facts)
 
     @property
     def ends_streams(self) -> bool:
         """Whether its client wants an error to end the stream, with a status: Triton's header says so."""
         return (_ENDS_STREAMS, b"true") in self.scope["headers"]
+
+    def end(self, code: grpc.StatusCode) -> None:
+        """End its span, if it is recorded."""
+        span = self.scope.pop(SPAN)
+        if span is not None:
+            span.set_attribute("rpc.grpc.status_code", code.value[0])
+            # the statuses of our own failures, by HTTP's meaning of them
+            tracing.end_request(span, None, failed=code in _FAILURES)
 
     def check(self) -> None:
         """Check that the client may compute predictions.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -122,9 +123,9 @@ class GrpcServices:
         """The names of all services."""
         return [*self._services, HEALTH, reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name]
 
-    def call(self, context: ServicerContext[Any, Any]) -> GrpcCall:
-        """Return a client's call."""
-        return GrpcCall(self._process, self._access, context)
+    def call(self, context: ServicerContext[Any, Any], method: str = "") -> GrpcCall:
+        """Return a client's call. `method`: as for `GrpcCall`."""
+        return GrpcCall(self._process, self._access, context, method=method)
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """Return gRPC's handlers of all methods but reflection's."""
@@ -140,8 +141,11 @@ class GrpcServices:
         streams = open_inference_grpc.STREAMS.get(service, {})
         return {
             **{name: self._refusal(extension) for name, extension in missing.items()},
-            **{name: self._stream_handler(kinds[name], how) for name, how in streams.items()},
-            **{name: self._handler(kinds[name], answer) for name, answer in self._services[service].items()},
+            **{name: self._stream_handler(kinds[name], how, f"{service}/{name}") for name, how in streams.items()},
+            **{
+                name: self._handler(kinds[name], answer, f"{service}/{name}")
+                for name, answer in self._services[service].items()
+            },
         }
 
     def _refusal(self, extension: str) -> grpc.RpcMethodHandler:
@@ -150,15 +154,15 @@ class GrpcServices:
 
         return self._handler(None, refuse)
 
-    def _handler(self, kind: Any, answer: Answer) -> grpc.RpcMethodHandler:
+    def _handler(self, kind: Any, answer: Answer, method: str = "") -> grpc.RpcMethodHandler:
         # on the wire a single message is a stream of one: this kind of handler decides itself when to read it
         async def handle(_: object, context: ServicerContext[bytes, bytes]) -> Any:
-            return await self._answer(kind, answer, context)
+            return await self._answer(kind, answer, context, method)
 
         return grpc.stream_unary_rpc_method_handler(handle)
 
-    async def _answer(self, kind: Any, answer: Answer, context: ServicerContext[bytes, bytes]) -> Any:
-        call = self.call(context)
+    async def _answer(self, kind: Any, answer: Answer, context: ServicerContext[bytes, bytes], method: str) -> Any:
+        call, code = self.call(context, method), grpc.StatusCode.OK
         request = begin_request(call.scope)
         held = HeldBytes(self._memory, lambda: False)
         try:
@@ -175,31 +179,32 @@ class GrpcServices:
             code, words = grpc.StatusCode.INTERNAL, DEFECT
         finally:
             held.set(0)
+            call.end(code)
         return await context.abort(code, words, _trailer(request))
 
-    def _stream_handler(self, kind: Any, how: StreamAnswer) -> grpc.RpcMethodHandler:
+    def _stream_handler(self, kind: Any, how: StreamAnswer, method: str) -> grpc.RpcMethodHandler:
         async def handle(_: object, context: ServicerContext[bytes, bytes]) -> None:
             call = self.call(context)
             request = begin_request(call.scope)
             try:
                 call.check()
-                await self._streams.serve(context, lambda data: self._answer_one(kind, how, context, data))
+                await self._streams.serve(context, partial(self._answer_one, kind, how, context, method))
             except ForecacheError as error:
                 await context.abort(code_of(error), words_of(error), _trailer(request))
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
     async def _answer_one(
-        self, kind: Any, how: StreamAnswer, context: ServicerContext[bytes, bytes], data: bytes
+        self, kind: Any, how: StreamAnswer, context: ServicerContext[bytes, bytes], method: str, data: bytes
     ) -> bytes:
         """Return the response to one message of a stream. An error is a response, too.
 
         Raises:
             ForecacheError: the client wants errors to end the stream.
         """
-        call = GrpcCall(self._process, self._access, context, in_stream=True)
+        call = GrpcCall(self._process, self._access, context, in_stream=True, method=method)
         begin_request(call.scope)
-        held, message = HeldBytes(self._memory, lambda: False), None
+        held, message, code = HeldBytes(self._memory, lambda: False), None, grpc.StatusCode.OK
         try:
             call.check()
             held.set(len(data))
@@ -207,14 +212,16 @@ class GrpcServices:
             message = parse_message(kind, data)
             response = await how.answer(call, message)
         except ForecacheError as error:
+            code = code_of(error)
             if call.ends_streams:
                 raise
             response = how.refuse(message, words_of(error))
         except Exception as error:  # noqa: BLE001 - `tell_each` logs it
             defects.tell_each(error)
-            response = how.refuse(message, DEFECT)
+            response, code = how.refuse(message, DEFECT), grpc.StatusCode.INTERNAL
         finally:
             held.set(0)
+            call.end(code)
         found: bytes = response.SerializeToString()
         return found
 

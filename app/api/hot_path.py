@@ -22,22 +22,26 @@ from starlette.types import Receive, Scope, Send
 from app.api.access import AccessControl
 from app.api.problems import defects, documented, respond_to_defect, respond_to_error
 from app.api.requests import (
+    HOT_PREFIX,
+    SPAN,
     ClientWatch,
     as_bad_input,
     begin_request,
     check_query,
+    end_span,
     header_of,
     headers_of_others,
     with_request_id,
 )
 from app.api.schemas import ENTITY_ID_SCHEMA, ExplainableTerms, ExplainedBody
+from inference import tracing
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, ForecacheError
 from inference.logs import RequestId
 from inference.serving import Answer, PredictionService
 from inference.serving.service import Request
 
-PREFIX = "/predict/"
+PREFIX = HOT_PREFIX
 CONTENT_TYPE = (b"content-type", b"application/json")
 _PARAMETERS = frozenset(ExplainableTerms.model_fields)
 _PLAIN_TARGET = re.compile(rb"GET (/predict/[\w.:~-]{1,512})")
@@ -85,7 +89,7 @@ class HotRequest:
     to be sent as an ASGI application does.
     """
 
-    __slots__ = ("_access", "_explain", "_request", "_scope", "_service", "body", "error", "write")
+    __slots__ = ("_access", "_explain", "_request", "_scope", "_service", "began_ns", "body", "error", "write")
 
     def __init__(self, service: PredictionService, access: AccessControl, scope: Scope) -> None:
         self._service = service
@@ -98,6 +102,8 @@ class HotRequest:
         self.error: Exception | None = None
         #: writes a body with its head at once; returns False if it cannot. None on a server that is not ours
         self.write: Callable[[bytes], bool] | None = None
+        #: when it began, in epoch nanoseconds, if it may be recorded
+        self.began_ns = 0
 
     def begin(self, tell: Callable[[], None]) -> bool:
         """Check the request and begin its look-up. Return False if it is refused; `error` says why.
@@ -136,6 +142,7 @@ class HotRequest:
         return copy_context().run(self._refusal)
 
     def _refusal(self) -> Response:
+        self._scope[SPAN] = None  # the server records it
         request = begin_request(self._scope)
         response = self._response()
         response.raw_headers.extend(headers_of_others(request))
@@ -152,6 +159,7 @@ class HotRequest:
             await self._response()(scope, receive, with_request_id(send, request))
             return
         if self.write is not None and self.write(body):
+            end_span(scope, 200)
             return
         headers = [CONTENT_TYPE, (b"content-length", b"%d" % len(body))]
         if request.is_named:
@@ -200,7 +208,7 @@ async def predict_one(
     if hot is None:
         over = asyncio.Event()
         hot = HotRequest(service, access, scope)
-        if hot.begin(over.set):
+        if hot.begin(tracing.look_up_span(over.set)):
             await over.wait()
             hot.answer()
     await hot.finish(scope, receive, send, request)

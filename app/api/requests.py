@@ -6,16 +6,27 @@ import asyncio
 import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel
 from starlette.types import Message, Receive, Scope, Send
 
+from inference import tracing
 from inference.errors import BadInput, cut, quoted
 from inference.field_errors import WANTED, describe_field_error
 from inference.logs import RequestId, work_for
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
 ID_HEADER = b"x-request-id"
+#: key in the scope: the span of a request that has been begun already, or None if it is not recorded
+SPAN = "forecache.span"
+#: path of a prediction of one entity, which FastAPI does not route
+HOT_PREFIX = "/predict/"
+#: probes and scrapes come every few seconds, and tell nobody anything in a trace
+_UNTRACED = ("/health/", "/v2/health/", "/metrics")
+HOT_ROUTE = f"{HOT_PREFIX}{{entity_id}}"
 _NOT_FRAMED = (b"x-frame-options", b"DENY")
 #: a stored answer comes long before that: this only watches clients of requests that wait for a worker
 WATCH_AFTER_S = 0.02
@@ -35,8 +46,35 @@ def begin_request(scope: Scope) -> RequestId:
             named = value.decode("latin-1")
             break
     request = RequestId(named)
+    if tracing.tracer is not None:
+        if SPAN not in scope and not scope["path"].startswith(_UNTRACED) and tracing.tracer.samples(scope["headers"]):
+            scope[SPAN] = begin_span(scope)
+        request.span = scope.get(SPAN) or tracing.tracer.unrecorded(scope["headers"])
     work_for((request,))
     return request
+
+
+def begin_span(scope: Scope, look_up: tuple[int, int] | None = None) -> Span | None:
+    """Begin the span of a sampled request; None if it is not recorded. `look_up`: as for `Tracer.request`.
+
+    Paths are not told before the route is known: they may hold ids.
+    """
+    if tracing.tracer is None:
+        return None
+    method = scope["method"]
+    return tracing.tracer.request(scope["headers"], method, {"http.request.method": method}, look_up)
+
+
+def end_span(scope: Scope, status: int | None) -> None:
+    """End the span of a request, if it is recorded. `status`: of the response; None: the client is gone."""
+    span = scope.pop(SPAN, None)
+    if span is None:
+        return
+    route = getattr(scope.get("route"), "path", None) or (HOT_ROUTE if scope["path"].startswith(HOT_PREFIX) else None)
+    if route is not None:
+        span.update_name(f"{scope['method']} {route}")
+        span.set_attribute("http.route", route)
+    tracing.end_request(span, status)
 
 
 def header_of(request: RequestId) -> tuple[bytes, bytes]:

@@ -23,6 +23,7 @@ from app.api.connections import Connection
 from app.api.drain import DrainingServer
 from app.http import backlog, check_grpc, listen, raise_descriptors
 from app.local.forks import Forks
+from inference import tracing
 from inference.errors import SettingsError
 from inference.logs import configure_logging, get_logger
 from inference.settings import ApiSettings, Settings
@@ -117,6 +118,7 @@ def _load(config: uvicorn.Config, settings: Settings) -> None:
     config.load()
     config.get_loop_factory()
     load_dispatcher(settings)
+    tracing.load()
     # all objects so far stay: a full collection that looks at them would stop every request for a tenth of a second
     gc.collect()
     gc.freeze()

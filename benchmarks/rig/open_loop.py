@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 #: requests under way at a time; more are not begun and count as lost
 MOST_UNDER_WAY = 4096
@@ -27,12 +28,23 @@ class Called:
 
 
 class Callers:
-    """Clients of one server that keep their connections. `path`: what the next request asks for."""
+    """Clients of one server that keep their connections. `path`: what the next request asks for.
 
-    def __init__(self, port: int, path: Callable[[], str], *, patience_s: float) -> None:
+    `look`: gets each answer, for benchmarks that check it.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        path: Callable[[], str],
+        *,
+        patience_s: float,
+        look: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
         self._port = port
         self._path = path
         self._patience_s = patience_s
+        self._look = look
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         self._under_way: set[asyncio.Task[None]] = set()
         self.called: list[Called] = []
@@ -104,13 +116,14 @@ class Callers:
             writer.close()
         else:
             self._idle.append((reader, writer))
-        return int(head[9:12]), _outcome(body)
+        return int(head[9:12]), self._outcome(body)
 
-
-def _outcome(body: bytes) -> str:
-    """Return what came of a request by its answer, which may be a page of a balancer."""
-    try:
-        told = json.loads(body)
-    except ValueError:
-        return "no answer of ours"
-    return str(told.get("outcome") or told.get("code"))
+    def _outcome(self, body: bytes) -> str:
+        """Return what came of a request by its answer, which may be a page of a balancer."""
+        try:
+            told = json.loads(body)
+        except ValueError:
+            return "no answer of ours"
+        if self._look is not None:
+            self._look(told)
+        return str(told.get("outcome") or told.get("code"))

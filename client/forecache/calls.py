@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -105,6 +106,7 @@ class Caller:
         told = {name: value for name, value in (params or {}).items() if value is not None}
         content = None if body is None else body_of({k: v for k, v in body.items() if v is not None})
         named = {**(headers or {}), **({"Content-Type": "application/json"} if content is not None else {})}
+        named |= trace_headers()
         for tried in range(self.retries + 1):
             answer = yield Send(method, path, told, named, content, max(0.001, end - self.clock()))
             if answer.status is not None and answer.status < 300:
@@ -153,6 +155,17 @@ class Caller:
             f"{self.url} answers {answer.status} by {server} ({kind}), which is not Forecache's API: check the URL",
             status=answer.status,
         )
+
+
+def trace_headers() -> dict[str, str]:
+    """Return the headers that carry the caller's trace on, if it uses OpenTelemetry; else none."""
+    if "opentelemetry.trace" not in sys.modules:  # whoever has a span has imported it
+        return {}
+    from opentelemetry import propagate
+
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return carrier
 
 
 def _minor(release: str) -> list[str]:

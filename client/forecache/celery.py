@@ -12,6 +12,7 @@ from typing import Any, Literal
 from celery import Celery, Signature
 from celery.result import AsyncResult
 
+from forecache.calls import trace_headers
 from forecache.errors import BadRequest
 from forecache.inputs import body_of
 from forecache.keywords import check_keywords
@@ -79,7 +80,7 @@ def enqueue_predictions(
         expires_s=expires_s,
         overrides=overrides,
         recompute=recompute,
-    ).apply_async(link=link)
+    ).apply_async(link=link, headers=trace_headers())
 
 
 @check_keywords

@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from inference import tracing
 from inference.batch.chunk_states import ChunkStates
 from inference.batch.gates import Histogram
 from inference.batch.records import Chunk, RunRecord, RunState, is_run_id
@@ -284,6 +285,9 @@ class Ledger:
             raise Conflict(
                 f"run {run.run_id} is {state.decode() or 'gone'}, not {' or '.join(expected)}", field="run_id"
             )
+        if to.is_over:
+            failed = to is RunState.FAILED
+            tracing.end_run(run.run_id, run.model, to.value, began_at=run.created_at, failed=failed)
 
     def fail_for_memory(self, run_id: str, error: StoreFull) -> None:
         """Fail a run for which Redis has no memory, and give up its rows, so that others may store again."""

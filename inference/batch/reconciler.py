@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
+from inference import tracing
 from inference.batch.engines import ChunkEngine
 from inference.batch.ledger import Ledger, is_the_runs_fault
 from inference.batch.plan import Planner
@@ -114,13 +115,15 @@ class Reconciler:
     def _advance_run(self, run: RunRecord) -> None:
         run.check_format()
         if run.state is RunState.QUEUED:
-            self.planner.plan(run)
+            with tracing.run_span(run.run_id, "plan", {}):
+                self.planner.plan(run)
             run = self.ledger.load(run.run_id)
         if run.state is RunState.RUNNING:
             run = self._move_chunks(run)
         self.seen[run.model] = run
         if run.state is RunState.PUBLISHING:
-            self.publisher.publish(run)
+            with tracing.run_span(run.run_id, "publish", {}):
+                self.publisher.publish(run)
 
     def _notice_loss(self, model: str, active: str | None) -> None:
         """Fail the run that Redis has lost with its data; only this process still remembers it."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
+from inference import tracing
 from inference.batch.active_set import ActiveSets
 from inference.batch.comparison.differ import Differ
 from inference.batch.comparison.differences import DiffOptions, RunDiff
@@ -168,6 +169,7 @@ class Runs:
             self._ledger.plans.forget_entities(run_id)
             self._retention.forget(name, run_id, quarantine)
             raise
+        tracing.request_run(run_id)
         return self.show(run_id)
 
     def _open(self, run_id: str, model: str, fields: dict[str, str], slot: str | None) -> None:

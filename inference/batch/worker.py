@@ -11,6 +11,7 @@ from functools import partial
 
 import pyarrow as pa
 
+from inference import tracing
 from inference.batch.delta import vector_check
 from inference.batch.ledger import Claim, Ledger, Progress
 from inference.batch.paths import check_files, parquet_folder_of, quarantine_folder_of, vectors_folder
@@ -78,7 +79,10 @@ class ChunkWorker:
         if not is_run_id(run_id):  # the log must not repeat it
             log.info("chunk.dropped", reason="no run has such an id")
             return
-        with bound(run_id=run_id, chunk=chunk_number):
+        with (
+            tracing.run_span(run_id, "score a chunk", {"forecache.run.chunk": chunk_number}),
+            bound(run_id=run_id, chunk=chunk_number),
+        ):
             self._claim_and_score(run_id, chunk_number)
 
     def _claim_and_score(self, run_id: str, chunk_number: int) -> None:

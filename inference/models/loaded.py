@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from inference import host_locks
+from inference import host_locks, tracing
 from inference.errors import BadInput, ForecacheError, ModelError, ModelOutOfMemory, PredictionFailed, quoted
 from inference.features import Vectoriser
 from inference.features.contract import no_features
@@ -79,6 +79,14 @@ class LoadedModel:
         with errors_of_rows(tensors):
             # a check of its class would cost as much as the call of a small model
             return cast("SignedRuntime", self.runtime).call(signature, tensors)
+
+    def traced(self, rows: int) -> AbstractContextManager[object]:
+        """Return a context in which it computes rows as a part of the current work; searches are not traced."""
+        facts: dict[str, str | int] = {
+            "forecache.model.name": self.model,
+            "forecache.model.version": self.record.version,
+        }
+        return tracing.span("call the model", {**facts, "forecache.rows": rows})
 
 
 def call(runtime: Runtime, inputs: Block) -> Block:
@@ -212,7 +220,8 @@ def score_rows(loaded: LoadedModel, features: Block) -> ScoredRows:
     rows = rows_in(inputs)
     scored = ScoredRows({}, np.zeros(rows, dtype=bool))
     calls: list[tuple[int, int, Block]] = []
-    _score_slice(loaded, inputs, 0, rows, calls, scored)
+    with loaded.traced(rows):
+        _score_slice(loaded, inputs, 0, rows, calls, scored)
     scored.outputs = _assemble(loaded.record.signature.outputs, calls, rows)
     _fail_non_finite(scored)
     return scored

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,11 +28,14 @@ from inference.redis.sentinels import async_client, blocking_client
 from inference.redis.topology import ClusterFault
 from inference.settings.sentinel_urls import is_sentinel, read_sentinel_url
 from inference.settings.server_urls import is_cluster
+from inference.tracing import redis_span
 
 #: longest wait for a connection, even if answers may take longer
 _CONNECT_TIMEOUT_S = 5.0
 #: how long the note of `await_replicas` lives
 _NOTE_MS = 1000
+#: the name of thousands of commands in a trace
+_BULK = ("BULK",)
 #: what redis-py raises, which `translated` names
 REDIS_ERRORS = (redis.RedisError, OSError)
 #: a script that `run_script` and redis-py's locks then send as a whole, and a value of ours that is none for Redis
@@ -77,7 +80,8 @@ class Client(redis.Redis):
     def execute_command(self, *arguments: Any, **options: Any) -> Any:
         """Send one command and return its answer; every method of redis-py calls this."""
         try:
-            return super().execute_command(*arguments, **options)  # type: ignore[no-untyped-call]
+            with _asking([arguments]):
+                return super().execute_command(*arguments, **options)  # type: ignore[no-untyped-call]
         except NOT_OUTAGES:
             raise
         except REDIS_ERRORS as error:
@@ -103,7 +107,8 @@ class Client(redis.Redis):
     def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """Return the raw replies of one pipeline, faster than `send`. The commands may run twice."""
         try:
-            return self._pipe.send(commands)
+            with _asking(commands):
+                return self._pipe.send(commands)
         except NOT_OUTAGES:
             raise
         except REDIS_ERRORS as error:
@@ -149,7 +154,8 @@ class Client(redis.Redis):
     def send_in_bulk(self, pieces: Iterable[BulkCommands], pace: Pace) -> bytes:
         """Send tens of thousands of commands and return their replies, each a `:number` and CR LF."""
         try:
-            return send_in_bulk(self.connection_pool, pieces, pace)
+            with _asking([_BULK]):
+                return send_in_bulk(self.connection_pool, pieces, pace)
         except REDIS_ERRORS as error:
             raise _outage(self.connection_pool, error) from error
 
@@ -165,7 +171,8 @@ class Client(redis.Redis):
 class _Pipeline(Pipeline):
     def execute(self, raise_on_error: bool = True) -> list[Any]:
         try:
-            return super().execute(raise_on_error)
+            with _asking([arguments for arguments, _ in self.command_stack]):
+                return super().execute(raise_on_error)
         except NOT_OUTAGES:
             raise
         except REDIS_ERRORS as error:
@@ -282,6 +289,10 @@ def cause_of(error: StoreUnavailable) -> redis.RedisError | OSError | None:
     """Return redis-py's error behind an outage, to distinguish kinds of outage; None if there is none."""
     cause = error.__cause__
     return cause if isinstance(cause, REDIS_ERRORS) else None
+
+
+def _asking(commands: Sequence[Sequence[Any]]) -> AbstractContextManager[object]:
+    return redis_span(commands, NOT_OUTAGES)
 
 
 def _outage(pool: Any, error: redis.RedisError | OSError) -> StoreUnavailable:

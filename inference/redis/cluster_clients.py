@@ -51,6 +51,7 @@ from inference.redis.pipes import Command, Exchange, without_errors
 from inference.redis.replication import WAIT_MS
 from inference.redis.topology import Address
 from inference.settings.server_urls import node_url
+from inference.tracing import redis_span
 
 log = get_logger(__name__)
 
@@ -143,7 +144,7 @@ class ClusterClient(Client):
     def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """Return the raw replies of one pipeline a node, all sent before the first reply."""
         single, counts = one_by_key(commands)
-        with Told():
+        with Told(), redis_span(commands):
             plan = plan_exchange(self._cluster, single, may_repeat=True, patience_s=self._patience_s)
             return joined(commands, without_errors(self._follow(plan, self._ask_at_once)), counts)
 

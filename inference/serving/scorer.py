@@ -27,7 +27,7 @@ from inference.logs import get_logger
 from inference.models import LoadedModel, ModelHost
 from inference.models.loaded import vector_hashes
 from inference.models.runtimes.runtime import answering_by
-from inference.protocols.tensors import check_outputs, check_tensors, pack, unpack
+from inference.protocols.tensors import check_outputs, check_tensors, most_rows, pack, unpack
 from inference.schema import Block, Signature
 from inference.serving.answer_sample import AnswerSample
 from inference.serving.answering import (
@@ -367,7 +367,7 @@ class TensorScorer:
             times = [time.perf_counter()]
             tensors = unpack(inputs)
             times.append(time.perf_counter())
-            with loaded.gpu_lock(), answering_by(answer_by):
+            with loaded.traced(most_rows(tensors)), loaded.gpu_lock(), answering_by(answer_by):
                 outputs = _rows(loaded, tensors) if signature is None else loaded.call(signature, tensors)
             times.append(time.perf_counter())
             check_outputs(outputs)

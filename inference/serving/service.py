@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
+from inference import tracing
 from inference.clock import Clock
 from inference.errors import (
     BadInput,
@@ -126,7 +127,8 @@ class PredictionService:
             self._count(path.name, answers, started, brought=True)
             return answers
         over = asyncio.Event()
-        request = self.look_up(model, entity_ids, over.set, max_staleness_s=max_staleness_s, timeout_s=timeout_s)
+        tell = tracing.look_up_span(over.set)
+        request = self.look_up(model, entity_ids, tell, max_staleness_s=max_staleness_s, timeout_s=timeout_s)
         await over.wait()
         return await self.complete(request)
 

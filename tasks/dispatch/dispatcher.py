@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+from inference import tracing
 from inference.errors import (
     ERRORS_BY_CODE,
     DeadlineExceeded,
@@ -15,7 +16,7 @@ from inference.errors import (
     ForecacheError,
     reported_error,
 )
-from inference.logs import get_logger
+from inference.logs import get_logger, requests_behind
 from inference.monitoring.queues import JobPriority
 from inference.redis.clients import REQUEST, Patience, open_async_client
 from inference.settings import MAINTENANCE_QUEUE, Settings
@@ -64,6 +65,14 @@ class Dispatcher:
             ForecacheError: whatever the task raised.
         """
         task_id = f"{self._id_prefix}{uuid.uuid4().hex}"
+        queue = self._queue_of(kwargs.get("model"))
+        behind = [request.span for request in dict.fromkeys(requests_behind())]
+        with tracing.message_span(task, queue, task_id, behind):
+            return await self._ask(task, {**kwargs, "deadline": deadline}, queue, task_id, timeout_s)
+
+    async def _ask(
+        self, task: str, kwargs: Mapping[str, Any], queue: str, task_id: str, timeout_s: float
+    ) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout_s
         await self._waiter.subscribed(timeout_s)
@@ -72,8 +81,8 @@ class Dispatcher:
                 async with asyncio.timeout_at(until):
                     await self._urgent.send(
                         task,
-                        {**kwargs, "deadline": deadline},
-                        queue=self._queue_of(kwargs.get("model")),
+                        kwargs,
+                        queue=queue,
                         task_id=task_id,
                         priority=self._priorities.request,
                         timeout_s=until - loop.time(),

@@ -7,7 +7,15 @@ from functools import partial
 
 from app.cli.doctor.findings import Check, Finding, at_once, error, not_checked, warning
 from app.cli.doctor.grpc_port import check_grpc_port
-from app.cli.doctor.machine import check_clock, check_environment, check_gpus, check_stop, check_versions, find_gpus
+from app.cli.doctor.machine import (
+    check_clock,
+    check_environment,
+    check_gpus,
+    check_stop,
+    check_tracing,
+    check_versions,
+    find_gpus,
+)
 from app.cli.doctor.models import StoredModel, check_fallbacks, check_model, check_shared_features
 from app.cli.doctor.runs import check_active_set, check_patience, check_run_engine, check_schedule
 from app.cli.doctor.sentinels import check_sentinels
@@ -179,7 +187,7 @@ class Checkup:
     def _machine(self) -> list[Finding]:
         offset_s = self._cache.offset_s if isinstance(self._cache, Server) else None
         gpus = check_gpus(self._settings.workers, find_gpus())
-        return [gpus, check_clock(offset_s), check_stop(self._settings.api), *check_environment()]
+        return [gpus, check_clock(offset_s), check_stop(self._settings.api), *check_environment(), *check_tracing()]
 
     def _known(self, model: str) -> StoredModel | None:
         if self._deployment is None:

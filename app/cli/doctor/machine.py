@@ -13,7 +13,9 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 
 from app.cli.doctor.findings import Check, Finding, error, not_checked, ok, warning
+from inference import tracing
 from inference.models.formats import FORMATS
+from inference.redaction import without_secrets
 from inference.settings import ApiSettings, WorkerSettings, variables_unread
 from inference.stored_data import installed_release
 
@@ -97,6 +99,17 @@ def check_environment(environment: Mapping[str, str] = os.environ) -> list[Findi
         warning(Check.MACHINE, "environment", f"{name} is not a setting, and nothing reads it", f"call it {meant}")
         for name, meant in variables_unread(environment)
     ]
+
+
+def check_tracing(environment: Mapping[str, str] = os.environ) -> list[Finding]:
+    """Check that the traces that the environment asks for can be sent from here; no finding if it asks for none."""
+    if not tracing.is_wanted(environment):
+        return []
+    found = tracing.obstacle(environment)
+    if found is not None:
+        return [warning(Check.MACHINE, "traces", f"not sent: {found[0]}", found[1])]
+    place = environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or environment.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    return [ok(Check.MACHINE, "traces", f"sent to {without_secrets(place or 'http://localhost:4318')}")]
 
 
 def _names_any(visible: str) -> bool:

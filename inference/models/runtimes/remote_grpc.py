@@ -21,6 +21,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 import grpc
 from google.protobuf.message import DecodeError
 
+from inference import tracing
 from inference.errors import ForecacheError, ModelError, ModelOutOfMemory, ModelUnavailable, PredictionFailed
 from inference.models.remote_file import NEVER_ASKED, RemoteEngine, is_metadata_address
 from inference.models.runtimes.remote_connection import (
@@ -193,8 +194,9 @@ class _Channel:
         Raises:
             grpc.RpcError: there is none.
         """
+        metadata = (*self._metadata, *tracing.headers().items())
         try:
-            answer: bytes = self._call(f"/{method}")(data, timeout=timeout_s, metadata=self._metadata)
+            answer: bytes = self._call(f"/{method}")(data, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as error:
             if error.code() not in (_Code.UNAVAILABLE, _Code.DEADLINE_EXCEEDED):
                 self.answered_at = time.monotonic()

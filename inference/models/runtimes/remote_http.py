@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import orjson
 
+from inference import tracing
 from inference.errors import ModelOutOfMemory, ModelUnavailable, PredictionFailed
 from inference.models.remote_file import NEVER_ASKED, RemoteEngine, is_metadata_address
 from inference.models.runtimes.remote_connection import (
@@ -78,7 +79,12 @@ class HttpConnection:
         patience = patience_s(self._engine)
         until, timeout = time.monotonic() + patience, httpx.Timeout(patience, connect=min(CONNECT_S, patience))
         with self._client.stream(
-            method, path, content=content, extensions=_CHECK_CONNECTIONS, timeout=timeout
+            method,
+            path,
+            content=content,
+            headers=tracing.headers(),
+            extensions=_CHECK_CONNECTIONS,
+            timeout=timeout,
         ) as response:
             most = most if response.is_success else MOST_BYTES
             unpack = _unpacker(response.headers.get("content-encoding", ""))

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
 
 from forecache import (
     BadRequest,
@@ -149,3 +150,15 @@ def test_what_is_none_is_not_sent() -> None:
     [send] = steps
     assert isinstance(send, Send)
     assert (send.params, send.content) == ({"limit": 3}, b'{"a": 1}')
+
+
+def test_a_call_carries_the_callers_trace_on() -> None:
+    carried = SpanContext(0xA, 0xB, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+    with use_span(NonRecordingSpan(carried)):
+        _, steps = end_of([OK])
+    [send] = steps
+    assert isinstance(send, Send)
+    assert send.headers["traceparent"] == f"00-{'a':0>32}-{'b':0>16}-01"
+    [without] = end_of([OK])[1]
+    assert isinstance(without, Send)
+    assert "traceparent" not in without.headers
