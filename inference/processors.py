@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 #: the niceness of a process that works in the background
 BACKGROUND_NICENESS = 10
+#: a service, or a program with a terminal of its own, is a session. Where Linux schedules by session, it compares the
+#: niceness of processes within one session only
+_AUTOGROUP = Path("/proc/self/autogroup")
+#: attempts to lower the session's share while the kernel is busy; three seconds in all
+_TRIES, _PAUSE_S = 25, 0.12
 #: a process starves that has waited for a processor for so many seconds, and so many times as long as it ran
 STARVED_AFTER_S, _STARVED_TIMES = 10.0, 3
 
@@ -16,6 +22,38 @@ STARVED_AFTER_S, _STARVED_TIMES = 10.0, 3
 def usable_processors() -> set[int]:
     """Return the processors that this process may use; none where the system does not let it choose."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
+def work_in_background() -> None:
+    """Let other processes go before this one, with all its threads, as long as it lives. Needs no rights.
+
+    If this process leads a session, the session goes behind other sessions too. A process that is nicer already stays
+    as it is.
+    """
+    for thread in _threads():
+        with suppress(OSError):  # it has just ended
+            if os.getpriority(os.PRIO_PROCESS, thread) < BACKGROUND_NICENESS:
+                os.setpriority(os.PRIO_PROCESS, thread, BACKGROUND_NICENESS)
+    if os.getsid(0) == os.getpid():
+        _lower_session()
+
+
+def _lower_session() -> None:
+    for _ in range(_TRIES):
+        try:
+            _AUTOGROUP.write_text(str(BACKGROUND_NICENESS))
+            return
+        except BlockingIOError:
+            # the kernel takes one such write in 0.1 s, from all users except root together
+            time.sleep(_PAUSE_S)
+        except OSError:  # no such file, or a container that may not write it
+            return
+
+
+def _threads() -> list[int]:
+    tasks = Path("/proc/self/task")
+    # elsewhere all threads of a process have one priority
+    return [int(task.name) for task in tasks.iterdir()] if tasks.is_dir() else [0]
 
 
 class Processors:
@@ -31,7 +69,7 @@ class Processors:
         processes of a machine leave the same processor free.
         """
         if len(self._usable) > 1:
-            self._move((int(thread.name) for thread in Path("/proc/self/task").iterdir()), leaves)
+            self._move(_threads(), leaves)
 
     def send_to_background(self, child: int, *, last: bool) -> None:
         """Keep a child process that has just started off the first processor, and let others go first on the rest.

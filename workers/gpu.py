@@ -13,7 +13,7 @@ from workers.watching import watch_versions
 
 PROCESS = "gpu"
 
-celery_app = make_worker(load_settings(), process=PROCESS, pool="threads", concurrency=1)
+celery_app = make_worker(load_settings(), process=PROCESS, pool="threads", concurrency=1, in_background=True)
 deployment: Deployment = celery_app.deployment
 beat_while_running(deployment, process=PROCESS, loads_models=True)
 load_models_on_start(deployment, process=PROCESS)

@@ -29,7 +29,9 @@ _PROMISE_AFTER_S = 10.0
 #: to continue a run may take long, and must not delay the start of another model's run; idle threads cost nothing
 _THREADS = 16
 
-celery_app = make_worker(load_settings(), process="maintenance", pool="threads", concurrency=_THREADS)
+celery_app = make_worker(
+    load_settings(), process="maintenance", pool="threads", concurrency=_THREADS, in_background=True
+)
 deployment: Deployment = celery_app.deployment
 beat_while_running(deployment, process="maintenance", loads_models=False)
 

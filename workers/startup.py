@@ -19,6 +19,7 @@ from inference.deployment import Deployment
 from inference.errors import ForecacheError, StoreUnavailable
 from inference.logs import configure_logging, get_logger
 from inference.models.runtimes import keras_environment
+from inference.processors import work_in_background
 from inference.redis.clients import WORKER
 from inference.settings import LogSettings, Settings
 from inference.settings.server_urls import is_redis
@@ -38,10 +39,13 @@ _RETRY_FIRST_S = 0.5
 _RETRY_MOST_S = 5.0
 
 
-def make_worker(settings: Settings, *, process: str, pool: str, concurrency: int) -> Celery:
+def make_worker(
+    settings: Settings, *, process: str, pool: str, concurrency: int, in_background: bool = False
+) -> Celery:
     """Return the application of this process's worker, with its deployment, its pool and its logging.
 
-    It refuses an unsafe pool when the worker starts.
+    It refuses an unsafe pool when the worker starts. `in_background`: no request waits for this worker, so processes
+    that requests wait for go first.
     """
     application = make_worker_app(Deployment(settings, WORKER, CeleryBroker))
     application.conf.worker_pool = pool
@@ -53,10 +57,12 @@ def make_worker(settings: Settings, *, process: str, pool: str, concurrency: int
         drop_rubbish()
     _route_linked_tasks(application, settings.celery.linked_tasks)
 
-    def refuse_unsafe_pool(options: dict[str, Any], **_: Any) -> None:
+    def prepare_process(options: dict[str, Any], **_: Any) -> None:
         check_pool(process, pool, options.get("pool_cls"), sys.argv)
         # warnings of Celery and Python at the start go to the same log
         _log_to_stderr(process, settings.logs)
+        if in_background:
+            work_in_background()
         tracing.start(process, installed_release())
 
     def end_traces(**_: Any) -> None:
@@ -66,7 +72,7 @@ def make_worker(settings: Settings, *, process: str, pool: str, concurrency: int
         _log_to_stderr(process, settings.logs)
 
     # weak=False: nothing else holds these functions
-    celeryd_init.connect(refuse_unsafe_pool, weak=False)
+    celeryd_init.connect(prepare_process, weak=False)
     setup_logging.connect(set_up_logging, weak=False)
     worker_shutdown.connect(end_traces, weak=False)
     return application

@@ -32,7 +32,7 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _Process(asyncio.SubprocessProtocol):
-    """One running process: its own session, no standard input, one pipe for all that it prints.
+    """One running process: its own process group, no standard input, one pipe for all that it prints.
 
     `asyncio.create_subprocess_exec` would not do: its `wait` also waits until the last grandchild has closed the pipe
     (python/cpython#119710), and its streams refuse lines of more than 64 KiB.
@@ -63,7 +63,9 @@ class _Process(asyncio.SubprocessProtocol):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             pass_fds=program.fds,
-            start_new_session=True,  # the terminal sends Ctrl-C to the supervisor alone, which stops all in order
+            # the terminal sends Ctrl-C to the supervisor alone, which stops all in order. No session of its own: where
+            # Linux schedules by session, it does not compare the niceness of two sessions' processes
+            process_group=0,
         )
         process._transport = transport
         return process

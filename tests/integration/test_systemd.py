@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from inference.processors import BACKGROUND_NICENESS
 from inference.settings import ApiSettings, load_settings
 from tests.support.flights import write_flights
 from tests.support.redis_server import missing
@@ -80,6 +81,8 @@ def test_each_command_comes_up_serves_and_ends_on_sigterm_in_time(tmp_path: Path
             for name, sign in READY.items():
                 wait_for(lambda: sign in log(tmp_path, name), f"{sign!r} in {name}.log", 120)  # noqa: B023
             assert set(running) == set(READY)
+            for name, process in running.items():
+                assert os.getpriority(os.PRIO_PROCESS, process.pid) == niceness_of(name)
             started = httpx.post(f"{stack.url}/runs").raise_for_status().json()
             assert stack.wait_run(started["run_id"])["state"] == "published"
             for service in services():
@@ -94,6 +97,12 @@ def start(service: Service, folder: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             service.argv, cwd=folder, env=child_environment() | service.environment, stdout=output, stderr=output
         )
+
+
+def niceness_of(service: str) -> int:
+    """Return the niceness that a service gives itself: no request waits for runs."""
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    return max(ours, BACKGROUND_NICENESS) if service in ("forecache-batch@0", "forecache-maintenance") else ours
 
 
 def stop(process: subprocess.Popen[bytes], service: Service) -> None:

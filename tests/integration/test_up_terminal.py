@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -55,6 +56,8 @@ def test_the_table_is_shown_and_ctrl_c_leaves_no_process(tmp_path: Path, open_te
     for name, program in by_name.items():
         (pid,) = re.findall(rf"{name} +(\d+) +ready", said)
         assert program in psutil.Process(int(pid)).name()
+    # Linux may compare niceness within a session only
+    assert {os.getsid(child.pid) for child in children} == {os.getsid(terminal.process.pid)}
     terminal.press("C-c")
     assert terminal.wait_ended() == 0
     assert "all stopped" in terminal.screen()
