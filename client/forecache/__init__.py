@@ -5,7 +5,8 @@
 """
 
 from forecache.answers import Failed, Forgotten, HitRate, Prediction, Predictions, Run, Update
-from forecache.client import AsyncClient, AsyncJob, Client, Job
+from forecache.async_client import AsyncClient, AsyncJob
+from forecache.client import Client, Job
 from forecache.errors import (
     BadRequest,
     Conflict,

@@ -20,6 +20,8 @@ MAX_ROWS, MAX_JOB_ROWS = 1_000, 100_000
 MAX_BYTES = 7 * 2**20
 #: seconds that one question for a job's state waits at the server
 ASK_S = 20.0
+#: requests of one `predict_many` at a time
+AT_ONCE = 8
 
 Priority = Literal["low", "normal", "high"]
 OVER = ("done", "failed", "cancelled")
