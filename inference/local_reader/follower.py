@@ -60,6 +60,8 @@ class GenerationFollower:
         self._stopped = Event()
         self._loaded: PackedGeneration | None = None
         self._incarnation = ""
+        #: how often an entity was put on the list of forgotten ones: as Redis last said, and when the file was written
+        self._additions = self._loaded_additions = 0
         self._not_written: Manifest | None = None
         self._failures = Failures(__name__, "local_reader")
         self._next_load_at = self._refused_since = self._looked_at = self._worked_since = 0.0
@@ -118,6 +120,7 @@ class GenerationFollower:
     def _ask(self) -> tuple[Pointer, Manifest | None]:
         """Return the pointer, and the manifest of its generation; None if there is none, or its rows are gone."""
         pointer = self._table.pointer()
+        self._additions = self._table.forgotten.additions()
         manifest = None if pointer.current is None else self._table.generations.manifest(pointer.current)
         if time.monotonic() >= self._measured_at + MEASURE_EVERY_S:
             sent_at = time.time()
@@ -128,12 +131,16 @@ class GenerationFollower:
 
     def _has(self, manifest: Manifest, pointer: Pointer) -> bool:
         loaded = self._loaded
-        return loaded is not None and loaded.manifest == manifest and self._incarnation == pointer.incarnation
+        return loaded is not None and loaded.manifest == manifest and self._may_serve(pointer)
+
+    def _may_serve(self, pointer: Pointer) -> bool:
+        """Tell whether the loaded file is of this Redis, and has no rows of entities that were forgotten since."""
+        return (self._incarnation, self._loaded_additions) == (pointer.incarnation, self._additions)
 
     def _choose(self, pointer: Pointer, manifest: Manifest | None) -> ServedFile | None:
         """Return the file that may answer for the pointer."""
         loaded = self._loaded
-        if loaded is None or manifest is None or self._incarnation != pointer.incarnation:
+        if loaded is None or manifest is None or not self._may_serve(pointer):
             return None
         if loaded.manifest == manifest:
             return ServedFile(loaded, Outcome.HIT_BATCH)
@@ -155,6 +162,7 @@ class GenerationFollower:
             _Interrupted: another generation serves, or another process writes.
             OSError: the file cannot be written or read.
         """
+        additions = self._additions
         path = self._path(pointer, manifest)
         if not path.exists():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -167,6 +175,7 @@ class GenerationFollower:
                     self._write(path, pointer, manifest)
         try:
             self._loaded, self._incarnation = PackedGeneration(path), pointer.incarnation
+            self._loaded_additions = additions
         except Unreadable:
             path.unlink(missing_ok=True)  # the next look writes it anew
             raise
@@ -180,17 +189,20 @@ class GenerationFollower:
     def _path(self, pointer: Pointer, manifest: Manifest) -> Path:
         # deployments may share all names but the incarnation; a Redis that was restored gives numbers out again
         folder = self._folder.with_name(f"{self._folder.name}-{pointer.incarnation}")
-        return folder / f"{manifest.number}-{int(manifest.created_at * 1e6)}{_FILES}"
+        return folder / f"{manifest.number}-{int(manifest.created_at * 1e6)}-{self._additions}{_FILES}"
 
     def _write(self, path: Path, pointer: Pointer, manifest: Manifest) -> None:
         """Write the generation's file. It gets its name when it is whole and still serves."""
+        additions, forgotten = self._additions, self._table.forgotten.all()
         with _new_file(path) as file:
             writer = PackedWriter(file, manifest)
             self._looked_at = self._worked_since = time.monotonic()
             for batch in self._table.generations.scan(manifest, give_way=lambda: self._give_way(pointer)):
-                writer.add(batch)
+                writer.add(batch.without(forgotten))
             writer.finish()
             self._check(pointer)
+            if self._additions != additions:
+                raise _Interrupted
 
     def _give_way(self, pointer: Pointer) -> None:
         """Rest between two pieces, and look at the pointer in time."""
@@ -215,12 +227,12 @@ class GenerationFollower:
 
         Only the process that holds the lock does so: another one may still believe in an older pointer.
         """
-        kept = {path} | ({self._loaded.path} if self._loaded else set())
+        kept = {path} | ({self._loaded.path} if self._loaded and self._may_serve(pointer) else set())
         if self._loaded is not None and self._incarnation != pointer.incarnation:
             shutil.rmtree(self._loaded.path.parent, ignore_errors=True)
         for other in path.parent.iterdir():
-            number = other.name.partition("-")[0]
-            if other.suffix in (_FILES, _PARTS) and other not in kept and number != str(pointer.previous):
+            is_previous = other.stem.split("-")[::2] == [str(pointer.previous), str(self._additions)]
+            if other.suffix in (_FILES, _PARTS) and other not in kept and not is_previous:
                 other.unlink(missing_ok=True)
 
 

@@ -23,7 +23,8 @@ from inference.redis.clients import Client
 from inference.store.codec import stored_id, stored_ids
 from inference.stored_data import reading, record_from_json
 
-_KEY = "key"
+#: the fields that are no entries
+_KEY, _ADDITIONS = "key", "additions"
 #: so many ids are hashed one by one, faster than by column
 _FEW = 32
 #: an entry that has ended is kept this long: a run that began before its end still expects rows that it lost
@@ -107,7 +108,7 @@ class ForgottenList:
         entry = ForgottenEntity(digest, now, until)
         if before is not None and before.holds(now):
             entry = ForgottenEntity(digest, before.at, until)
-        self._client.send([("HSET", self._name, digest, _text_of(entry))])
+        self._client.send([("HSET", self._name, digest, _text_of(entry)), ("HINCRBY", self._name, _ADDITIONS, 1)])
         self._remove_ended(now)
         return entry
 
@@ -137,12 +138,17 @@ class ForgottenList:
     def all(self) -> ForgottenIds:
         """Return the list as it is now."""
         pairs = cast("dict[bytes, bytes]", self._client.hgetall(self._name))
-        secret = pairs.pop(_KEY.encode(), None)
+        secret, _ = pairs.pop(_KEY.encode(), None), pairs.pop(_ADDITIONS.encode(), None)
         if secret is None:
             return NOBODY
         with reading(f"the list of forgotten entities under {self._name}"):
             entries = [_entry_of(digest.decode(), text) for digest, text in pairs.items()]
         return ForgottenIds(secret, sorted(entries, key=lambda entry: entry.at), self._client.now())
+
+    def additions(self) -> int:
+        """Return how often an entity was put on the list: who keeps rows of their own looks whether it grows."""
+        [count] = self._client.exchange([("HGET", self._name, _ADDITIONS)])
+        return int(count or 0)
 
     def find(self, stored: Sequence[bytes]) -> npt.NDArray[np.bool_]:
         """Return which of some ids, by their stored forms, are forgotten. Without a list this is one small question."""

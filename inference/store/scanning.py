@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from inference.errors import StoreUnavailable
 from inference.redis.bulk import SeparatedReplies
 from inference.redis.clients import Client
 from inference.redis.pipes import Command
+from inference.store.forgotten import ForgottenIds
 
 #: buckets of a piece: half a millisecond of Redis, as `PIECE_S`
 _PIECE_BUCKETS = 64
@@ -52,6 +54,18 @@ class StoredBatch:
 
     def __len__(self) -> int:
         return len(self.buckets)
+
+    def without(self, forgotten: ForgottenIds) -> StoredBatch:
+        """Return the rows of all other entities."""
+        if not forgotten:
+            return self
+        spans = zip(self.id_starts.tolist(), self.id_lengths.tolist(), strict=True)
+        ids = pa.array([self.data[start : start + length].tobytes() for start, length in spans], pa.large_binary())
+        keep = ~forgotten.mask(ids)
+        if keep.all():
+            return self
+        rows = (self.buckets, self.id_starts, self.id_lengths, self.starts, self.lengths)
+        return StoredBatch(self.data, *(values[keep] for values in rows))
 
     def fixed(self, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """Return the part of fixed size of each value, as a structured array (`RowCodec.dtype`)."""

@@ -309,6 +309,21 @@ def test_processes_of_a_host_share_one_file(published: Published) -> None:
     assert len(published.rows_files()) == 1
 
 
+def test_a_forgotten_entity_leaves_the_answers_and_the_files(published: Published) -> None:
+    published.publish(1.0)
+    published.publish(2.0)
+    with published.reader() as reader:
+        reader.wait_ready()
+        published.table.generations.rollback(2)
+        wait_for(lambda: (one := reader.get("e77")) and one.value == 1.0, "the rollback")
+        published.table.forgotten.add("e77")
+
+        wait_for(lambda: reader.get("e77") is None and reader.get("e78"), "the rows without the entity")
+        assert reader.get_many(["e76", "e77", "e78"]).values == [1.0, None, 1.0]
+        assert [path.name.split("-")[0] for path in published.rows_files()] == ["1"]
+        assert b"e77" not in published.rows_files()[0].read_bytes()
+
+
 def test_old_files_go_and_the_one_for_a_rollback_stays(published: Published) -> None:
     with published.reader() as reader:
         for value in (1.0, 2.0, 3.0, 4.0):
