@@ -64,8 +64,14 @@ class StoredBatch:
         keep = ~forgotten.mask(ids)
         if keep.all():
             return self
-        rows = (self.buckets, self.id_starts, self.id_lengths, self.starts, self.lengths)
-        return StoredBatch(self.data, *(values[keep] for values in rows))
+        return StoredBatch(
+            self.data,
+            self.buckets[keep],
+            self.id_starts[keep],
+            self.id_lengths[keep],
+            self.starts[keep],
+            self.lengths[keep],
+        )
 
     def fixed(self, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """Return the part of fixed size of each value, as a structured array (`RowCodec.dtype`)."""
