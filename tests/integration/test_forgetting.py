@@ -305,7 +305,7 @@ def test_forgetting_may_be_killed_at_any_place_and_asked_again(
 
 def test_features_are_neither_updated_nor_loaded(world: ForgettingWorld) -> None:
     world.forget(ANN)
-    vectoriser = Doubling().vectoriser
+    vectoriser = Doubling().get("m").vectoriser
     writer = FeatureWriter(world.features, world.table, vectoriser.contract, keep_s=900)
     with pytest.raises(EntityForgotten, match="forgotten on request") as refused:
         writer.write([FeatureUpdate("e1", {"x": 1.0}), FeatureUpdate(ANN, {"x": 1.0})], place="items.{}.")

@@ -35,7 +35,7 @@ class Versions:
             return {"y": inputs["x"] * factor}
 
         loaded.predict = predict  # type: ignore[method-assign]  # a double
-        return cast("LoadedModel", loaded)
+        return loaded.get(model, version)
 
 
 @pytest.fixture

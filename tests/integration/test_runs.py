@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -41,18 +40,18 @@ def record(version: int = 1) -> VersionRecord:
 
 
 class Doubling:
-    """A loaded model that doubles its input; `broken` makes it raise."""
+    """Holds a model that doubles its input; `broken` makes it raise."""
+
+    signature, device = SIGNATURE, "cpu-1"
 
     def __init__(self) -> None:
         self.record = record()
-        self.runtime = SimpleNamespace(device="cpu-1")
-        self.vectoriser = Vectoriser(CONTRACT, SIGNATURE)
         self.broken = False
         self.rows = 0
         self.before: Callable[[], None] = lambda: None
 
     def get(self, model: str, version: int | None = None) -> LoadedModel:
-        return cast("LoadedModel", self)
+        return LoadedModel("m", self.record, Vectoriser(CONTRACT, SIGNATURE), self)
 
     def predict(self, inputs: Block) -> Block:
         self.before()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -39,14 +38,12 @@ ROWS = 30
 
 
 class Doubling:
-    """A loaded model that doubles its input."""
+    """Holds a model that doubles its input."""
 
-    record = RECORD
-    runtime = SimpleNamespace(device="cpu-1")
-    vectoriser = Vectoriser(CONTRACT, SIGNATURE)
+    signature, device = SIGNATURE, "cpu-1"
 
     def get(self, model: str, version: int | None = None) -> LoadedModel:
-        return cast("LoadedModel", self)
+        return LoadedModel("m", RECORD, Vectoriser(CONTRACT, SIGNATURE), self)
 
     def predict(self, inputs: Block) -> Block:
         return {"y": inputs["x"] * 2}
