@@ -51,7 +51,7 @@ class Doubling:
         self.before: Callable[[], None] = lambda: None
 
     def get(self, model: str, version: int | None = None) -> LoadedModel:
-        return LoadedModel("m", self.record, Vectoriser(CONTRACT, SIGNATURE), self)
+        return LoadedModel("m", self.record, Vectoriser(self.record.contract, self.record.signature), self)
 
     def predict(self, inputs: Block) -> Block:
         self.before()

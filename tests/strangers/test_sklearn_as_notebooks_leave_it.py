@@ -388,7 +388,7 @@ def test_a_csv_or_a_delta_table_beside_the_model_is_enough(here: Path) -> None:
         settings = load_settings(here / "forecache.toml")
         assert settings.models["m"].features == spelled
         assert settings.models["m"].entity_column == "user_id"
-    assert sorted(path.name for path in here.iterdir()) == ["forecache.toml", "lake", "m", "people.csv"]
+    assert sorted(path.name for path in here.iterdir()) == ["forecache.toml", "lake", "m", "people.csv", "t.parquet"]
 
 
 # -- pickles and what they need -----------------------------------------------------------------------------------

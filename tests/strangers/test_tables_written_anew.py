@@ -50,7 +50,6 @@ class Mixing(Doubling):
     def __init__(self) -> None:
         super().__init__()
         self.record = record_of()
-        self.vectoriser = Vectoriser(self.record.contract, self.record.signature)
 
     def predict(self, inputs: Block) -> Block:
         self.rows += len(inputs["x"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -15,7 +14,7 @@ from inference.batch import RunView
 from inference.batch.selection import read_entities
 from inference.features import Feature, FeatureContract, LoadReport, Vectoriser, load_features
 from inference.features.group_rows import stored_features
-from inference.models import VersionRecord
+from inference.models import LoadedModel, VersionRecord
 from inference.redis.clients import Client
 from inference.redis.keys import TableKind
 from inference.schema import Block, DType, Signature, TensorSpec
@@ -32,19 +31,20 @@ def text_value(text: str) -> int:
 
 
 class Summing:
-    """A loaded model that adds up its inputs, texts as numbers and vectors by their sums."""
+    """Holds a model that adds up its inputs, texts as numbers and vectors by their sums."""
+
+    device = "cpu-x"
 
     def __init__(self, features: Sequence[Feature]) -> None:
         contract = FeatureContract(tuple(features))
-        signature = Signature(tuple(feature.spec for feature in features), (TensorSpec("y", DType.FLOAT64),))
+        self.signature = Signature(tuple(feature.spec for feature in features), (TensorSpec("y", DType.FLOAT64),))
         self.record = VersionRecord(
-            version=1, state="ready", signature=signature, contract=contract, fingerprint="f", inspected_at=0.0
+            version=1, state="ready", signature=self.signature, contract=contract, fingerprint="f", inspected_at=0.0
         )
-        self.vectoriser = Vectoriser(contract, signature)
-        self.runtime = SimpleNamespace(device="cpu-x")
+        self.vectoriser = Vectoriser(contract, self.signature)
 
-    def get(self, model: str, version: int | None = None) -> Any:
-        return self
+    def get(self, model: str, version: int | None = None) -> LoadedModel:
+        return LoadedModel(model, self.record, self.vectoriser, self)
 
     def predict(self, inputs: Block) -> Block:
         columns = [

@@ -3,7 +3,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,8 @@ SIGNATURE = Signature((TensorSpec("x", DType.FLOAT32),), (TensorSpec("y", DType.
 
 class Doubling:
     """A model that doubles its input, and raises for any micro-batch that holds one of `poison`."""
+
+    signature, device = SIGNATURE, "cpu-1"
 
     def __init__(self, *, poison: Sequence[float] = (), default: float | None = None) -> None:
         self.vectoriser = Vectoriser(FeatureContract((Feature("x", DType.FLOAT32, (), default),)), SIGNATURE)
@@ -113,7 +115,7 @@ def scorer_of(
     quarantine: Quarantine | None = None,
 ) -> ChunkScorer:
     return ChunkScorer(
-        model=cast(LoadedModel, model),
+        model=LoadedModel("m", model.record, model.vectoriser, model),
         preparer=Preparer(model.vectoriser, "id", event_time_column, 1000.0),
         sinks=[sink],
         quarantine=quarantine or Quarantine(tempfile.mkdtemp(), chunk=0, token="t"),

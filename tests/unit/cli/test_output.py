@@ -64,10 +64,12 @@ def test_a_table_has_escape_sequences_on_a_terminal_only_and_none_with_no_color(
 def test_a_list_of_runs_has_the_beginning_of_an_error_on_a_terminal_and_all_of_it_in_a_pipe(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, on_a_terminal: bool
 ) -> None:
-    told = ["run_id", "model", "state", "kind", "trigger", "created_at", "rows_done", "rows_total", "rows_outside",
-            "entities_rule", "forced_by"]  # fmt: skip
+    told = ["run_id", "model", "state", "generation", "kind", "trigger", "created_at", "rows_done", "rows_total",
+            "rows_outside", "entities_rule", "forced_by"]  # fmt: skip
     view = {**dict.fromkeys(told), "error": "x" * 500}
-    deployment = SimpleNamespace(runs=SimpleNamespace(list=lambda model: [SimpleNamespace(to_json=lambda: view)]))
+    run = SimpleNamespace(model="m", generation=None, to_json=lambda: view)
+    table = SimpleNamespace(pointer=lambda: SimpleNamespace(current=None, previous=None))
+    deployment = SimpleNamespace(runs=SimpleNamespace(list=lambda model: [run]), predictions=lambda model: table)
     monkeypatch.setattr(batch, "open_deployment", lambda: nullcontext(deployment))
     monkeypatch.setattr("sys.stdout.isatty", lambda: on_a_terminal)
     batch.list_runs(None, as_json=False)

@@ -287,7 +287,7 @@ def test_other_entities_are_refused_with_the_three_forms(text: str) -> None:
             '"hit rate 0.9"',
             "",
             "",
-            "leaves entities to real time, .* set batch.feature_table = true, or add a fallback",
+            "leaves entities to real time, .* set batch.feature_table = true or features_of, or add a fallback",
         ),
         ('"hit rate 0.9"', "prediction_table = false\nfeature_table = true", "", "turn batch.prediction_table on"),
         ('"hit rate 0.9"', "feature_table = true", "[models.delay.access_log]\nenabled = false", "access_log.enabled"),
