@@ -32,7 +32,7 @@ from inference.schema import DType, TensorSpec
 from inference.settings import ModelSettings, Settings, WorkerSettings, load_settings, settings_file
 from inference.settings.fields import parse_schedule
 from inference.settings.settings import MODEL_NAME
-from inference.sources import LakeTable, Source, absolute_source, open_any
+from inference.sources import Source, TableName, absolute_source, open_any
 
 _LABEL_WIDTH = len("event_time_column:")
 
@@ -315,7 +315,7 @@ def _check_schedule(schedule: str) -> None:
 def _source(text: str) -> Source:
     if "://" in text:
         raise SettingsError(f"{text!r} is not on this machine: give a Parquet file or a folder", field="features")
-    return open_any(text if LakeTable.read(text) else str(Path(text).expanduser()))
+    return open_any(text if TableName.read(text) else str(Path(text).expanduser()))
 
 
 def _model_name(given: str | None, path: Path) -> str:

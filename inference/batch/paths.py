@@ -17,8 +17,8 @@ from inference.clock import to_datetime
 from inference.errors import BadInput, SettingsError, SourceError, quoted
 from inference.settings import ModelSettings, Settings
 from inference.sources import (
-    LakeTable,
     SourceFile,
+    TableName,
     absolute_source,
     check_path,
     fixed_part,
@@ -46,7 +46,7 @@ def locate_source(settings: Settings, name: str, model: ModelSettings, requested
             f"model {name!r} has no table of features: set models.{name}.features, or name a source",
             field="source",
         )
-    table = LakeTable.read(chosen)
+    table = TableName.read(chosen)
     check_path(chosen if table is None else table.place)
     path = absolute_source(chosen, settings.root)
     if requested and confined and not _is_allowed(settings, model, path):
@@ -81,7 +81,7 @@ def check_files(settings: Settings, name: str, source: str, files: Iterable[Sour
     """
     check_source(settings, name, source)
     model = settings.model(name)[1]
-    table = LakeTable.read(source)
+    table = TableName.read(source)
     # a link below `features` may lead elsewhere: the owner of the settings put it there
     trusted = _is_configured(settings, model, source) or _is_snapshot(settings, name, source)
     root = fixed_part(source) if table is None else folder_of(table)
@@ -101,7 +101,7 @@ def _configured_source(settings: Settings, model: ModelSettings) -> str | None:
 def _is_configured(settings: Settings, model: ModelSettings, source: str) -> bool:
     """Return whether a source is the model's `features`, at any version unless the settings name one."""
     configured = _configured_source(settings, model) or ""
-    own, table = LakeTable.read(configured), LakeTable.read(source)
+    own, table = TableName.read(configured), TableName.read(source)
     if own is None or table is None:
         return source == configured
     return table == own or (own.version is None and replace(table, version=None) == own)
@@ -114,7 +114,7 @@ def _is_snapshot(settings: Settings, name: str, source: str) -> bool:
 
 def _place_of(source: str) -> str | None:
     """Return where the files of a source lie; None for an Iceberg table, whose catalog knows."""
-    table = LakeTable.read(source)
+    table = TableName.read(source)
     if table is None:
         return source
     return table.place if table.kind == "delta" else None

@@ -72,7 +72,7 @@ def load_features(
     keep_s: float,
     rows_per_window: int = ROWS_PER_WINDOW,
 ) -> LoadReport:
-    """Publish a source (an absolute path, a URI or a `LakeTable`) as the current features of all its entities.
+    """Publish a source (an absolute path, a URI or a `TableName`) as the current features of all its entities.
 
     A row that cannot be used refuses the whole load, and the current features stay. Without an event-time column the
     features are as of this load. `newest`: load the newest row of an entity (see `NewestRows`); without it, several

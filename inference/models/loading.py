@@ -31,7 +31,7 @@ from inference.models.versions import Wanted, check_confined, find_versions, fin
 from inference.models.warm_up import SampleRows, WarmUpResult, warm_up
 from inference.schema import DType, GraphSignature, Signature
 from inference.settings import ModelSettings, Settings, WorkerSettings
-from inference.sources import absolute_source
+from inference.sources import TableName, absolute_source
 
 log = get_logger(__name__)
 
@@ -259,8 +259,13 @@ def inspect_version_in_subprocess(settings: Settings, model: str, version: int) 
 
 
 def table_of(settings: Settings, of_model: ModelSettings) -> str | None:
-    """Return the path or URI of a model's table of features; None if it has none."""
-    return None if of_model.features is None else absolute_source(of_model.features, settings.root)
+    """Return the path or URI of a model's table of features; None if it has none, or a query of a database."""
+    if of_model.features is None:
+        return None
+    table = TableName.read(of_model.features)
+    # each worker would ask the database for each new version
+    is_query = table is not None and table.kind == "sql"
+    return None if is_query else absolute_source(of_model.features, settings.root)
 
 
 def _inspect_apart(settings: Settings, model: str, wanted: str, *more: str, what: str) -> dict[int, VersionRecord]:

@@ -12,7 +12,7 @@ from inference.batch.schedule import slot_after
 from inference.features import FeatureContract
 from inference.onboarding.key_columns import Guess
 from inference.settings import BatchSettings, RealtimeSettings
-from inference.sources import LakeTable
+from inference.sources import TableName
 
 _HOUR_S = 3600
 #: predictions stay fresh a little longer than the time between two runs, since a run takes time
@@ -71,10 +71,10 @@ def spelled(path: Path, root: Path) -> str:
 
 def spelled_source(source: str, root: Path) -> str:
     """Return a table as settings in the folder `root` spell it."""
-    table = LakeTable.read(source)
+    table = TableName.read(source)
     if table is None:
         return spelled(Path(source), root)
-    return str(replace(table, place=spelled(Path(table.place), root)) if table.kind == "delta" else table)
+    return str(replace(table, place=spelled(Path(table.place), root)) if table.kind != "iceberg" else table)
 
 
 _WIDTH = 110

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from inference.errors import BadInput, SourceError, quoted
 from inference.sources.csv_files import CsvTable, TypesChanged, is_csv
 from inference.sources.files import list_files
-from inference.sources.lakehouse import LakeTable, LakeVersion, open_version
+from inference.sources.named_tables import TableName, TableVersion, open_version
 from inference.sources.source import Source, column_problem, no_rows, open_source, source_of_version
 from inference.storage import Location, is_uri, open_location, reason_of, split_uri
 
@@ -31,7 +31,7 @@ _GROUP_ROWS, _GROUP_BYTES = 1 << 17, 64 << 20
 
 def is_plain(path: str) -> bool:
     """Tell whether a source consists of Parquet files, so that `open_source` opens it as it is."""
-    return not is_csv(path) and LakeTable.read(path) is None
+    return not is_csv(path) and TableName.read(path) is None
 
 
 def pin_source(
@@ -42,7 +42,7 @@ def pin_source(
     keep_metadata: bool = False,
     most_rows: int | None = None,
 ) -> Source:
-    """Return the source at a path, a URI or a `LakeTable`, so that its rows stay as they are now.
+    """Return the source at a path, a URI or a `TableName`, so that its rows stay as they are now.
 
     `Source.path` names these rows: `open_source` opens them again. `folder`: a new folder below it, on this machine or
     in an object store, takes the rows that must be written as Parquet, `most_rows` at most; whoever reads the source
@@ -52,7 +52,7 @@ def pin_source(
         SourceError: as `open_source` says, or the rows cannot be read or written.
         BadInput: a URI's file system cannot be opened.
     """
-    table = LakeTable.read(path)
+    table = TableName.read(path)
     if table is not None:
         version = open_version(table)
         source = _of_data_files(version, as_text, keep_metadata=keep_metadata)
@@ -68,7 +68,7 @@ def pin_source(
 
 
 def open_any(path: str, *, as_text: Collection[str] = (), most_rows: int | None = None) -> Source:
-    """Return the source at a path, a URI or a `LakeTable` for this process alone.
+    """Return the source at a path, a URI or a `TableName` for this process alone.
 
     What must be written as Parquet lies in a temporary folder for as long as the source is referenced. `most_rows`: so
     many rows of it are enough.
@@ -96,10 +96,12 @@ def state_of(path: str) -> str:
         SourceError: the source does not exist, or cannot be read.
         BadInput: a URI's file system cannot be opened.
     """
-    table = LakeTable.read(path)
-    if table is not None:
+    table = TableName.read(path)
+    if table is not None and table.kind == "sql":
+        path = table.place  # what a database holds cannot be told without the query
+    elif table is not None:
         return str(open_version(table).table)
-    if is_csv(path):
+    if is_csv(path) or table is not None:
         place = open_location(path)
         infos = place.filesystem.get_file_info(list_files(place))
         return " ".join(f"{info.path} {info.size} {info.mtime_ns}" for info in infos)
@@ -112,9 +114,9 @@ def absolute_source(path: str, root: Path) -> str:
     Raises:
         BadInput: the path or the URI cannot be read.
     """
-    table = LakeTable.read(path)
+    table = TableName.read(path)
     if table is not None:
-        place = absolute_source(table.place, root) if table.kind == "delta" else table.place
+        place = table.place if table.kind == "iceberg" else absolute_source(table.place, root)
         return str(replace(table, place=place))
     if not is_uri(path):
         try:
@@ -130,7 +132,7 @@ def absolute_source(path: str, root: Path) -> str:
     return within if scheme == "file" else f"{scheme}://{authority}{within}"
 
 
-def _of_data_files(version: LakeVersion, as_text: Collection[str], *, keep_metadata: bool) -> Source | None:
+def _of_data_files(version: TableVersion, as_text: Collection[str], *, keep_metadata: bool) -> Source | None:
     """Return the source of a version's data files; None if they do not hold just its rows, or lack a column."""
     if version.files is None:
         return None

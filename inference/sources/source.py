@@ -15,7 +15,7 @@ from inference.schema import DType, cast_expression
 from inference.sources.column_types import common_type, plain_type, type_name
 from inference.sources.files import list_files
 from inference.sources.footers import Footer, SourceFile, read_footers
-from inference.sources.lakehouse import LakeTable, LakeVersion, open_version
+from inference.sources.named_tables import TableName, TableVersion, open_version
 from inference.sources.partitions import PartitionValue, partition_values
 from inference.storage import open_location
 
@@ -59,7 +59,7 @@ class Source:
 def open_source(path: str, *, as_text: Collection[str] = (), keep_metadata: bool = False) -> Source:
     """Return the source at an absolute path or URI: a Parquet file, a folder, a pattern, partitioned or not.
 
-    A Delta or Iceberg table (see `LakeTable`) is opened at the version that `path` names, or its newest, which
+    A Delta or Iceberg table (see `TableName`) is opened at the version that `path` names, or its newest, which
     `Source.path` names then. `as_text`: columns to read as text, such as the ids; values of folder names are not
     converted then.
 
@@ -69,7 +69,7 @@ def open_source(path: str, *, as_text: Collection[str] = (), keep_metadata: bool
             (see `pin_source`).
         BadInput: the URI's file system cannot be opened.
     """
-    table = LakeTable.read(path)
+    table = TableName.read(path)
     version = open_version(table) if table is not None else None
     if version is not None:
         return source_of_version(version, as_text=as_text, keep_metadata=keep_metadata)
@@ -88,7 +88,7 @@ def open_source(path: str, *, as_text: Collection[str] = (), keep_metadata: bool
     return _source(path, footers, partitions)
 
 
-def source_of_version(version: LakeVersion, *, as_text: Collection[str] = (), keep_metadata: bool = False) -> Source:
+def source_of_version(version: TableVersion, *, as_text: Collection[str] = (), keep_metadata: bool = False) -> Source:
     """Return the source that a version's data files are.
 
     Raises:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
@@ -30,6 +33,7 @@ from tests.support.lake_tables import (
     delete_by_vector,
     new_catalog,
 )
+from tests.support.postgresql_server import PostgresServer
 
 TEXTS = ["entity_id", "tier"]
 
@@ -152,10 +156,28 @@ def iceberg_with_a_renamed_column(folder: Path) -> Made:
     return "iceberg:test.lake.users", users(), lambda: table.overwrite(users(of=9.0))
 
 
+def query_of_sqlite(folder: Path) -> Made:
+    with closing(sqlite3.connect(folder / "shop.db")) as database, database:
+        database.execute("CREATE TABLE users (entity_id TEXT, x REAL, tier TEXT)")
+        values = [tuple(row.values()) for row in users().to_pylist()]
+        database.executemany("INSERT INTO users VALUES (?, ?, ?)", values)
+    write_query(folder, "sqlite:///shop.db", "SELECT * FROM users WHERE x < 30")
+
+    def overwrite() -> None:
+        with closing(sqlite3.connect(folder / "shop.db")) as database, database:
+            database.execute("UPDATE users SET x = 1")
+
+    return f"sql:{folder}/users.toml", users(0, 30), overwrite
+
+
+def write_query(folder: Path, url: str, query: str) -> None:
+    (folder / "users.toml").write_text(f"url = {json.dumps(url)}\nquery = {json.dumps(query)}\n")
+
+
 KINDS = [
     parquet, comma, semicolon_compressed, several_csv, delta, delta_in_partitions, delta_at_a_version,
     delta_with_a_later_column, delta_with_deleted_rows, delta_with_mapped_columns, iceberg, iceberg_with_a_deleted_row,
-    iceberg_with_a_renamed_column,
+    iceberg_with_a_renamed_column, query_of_sqlite,
 ]  # fmt: skip
 #: their data files are read as they are
 PLAIN = {parquet, delta, delta_in_partitions, delta_at_a_version, iceberg}
@@ -323,3 +345,61 @@ def test_a_library_that_is_missing_is_named_with_its_extra(tmp_path: Path, monke
     assert refused(f"delta:{tmp_path}/t", tmp_path) == (
         "delta:…/t needs deltalake: pip install 'forecache[delta]' on this machine"
     )
+
+
+# --- queries ---
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[PostgresServer]:
+    server = PostgresServer()
+    try:
+        yield server.create()
+    finally:
+        server.stop()
+
+
+@pytest.mark.slow
+def test_a_query_of_postgresql_is_read_as_it_was_and_may_not_write(
+    postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    postgres.sql(
+        "CREATE TABLE users AS SELECT lpad(i::text, 6, '0') AS entity_id, i::float8 AS x, 'free' AS tier, "
+        "now() AS at FROM generate_series(0, 199999) AS i"
+    )
+    monkeypatch.setenv("SHOP_URL", postgres.url)
+    (tmp_path / "users.toml").write_text('url_variable = "SHOP_URL"\nquery = "SELECT * FROM users"\n')
+    source = pin_source(f"sql:{tmp_path}/users.toml", str(tmp_path / "snapshots"), as_text=TEXTS)
+    postgres.sql("UPDATE users SET x = 0")
+    assert rows(source) == [(f"{number:06}", float(number), "free") for number in range(200_000)]
+
+    for query, words in [
+        ("DELETE FROM users", "read-only transaction"),
+        ("SELECT entity_id, 1 / (150000 - entity_id::int) AS x FROM users", "division by zero"),
+        ("SELECT nothing FROM users", 'column "nothing" does not exist'),
+    ]:
+        write_query(tmp_path, postgres.url, query)
+        assert words in refused(f"sql:{tmp_path}/users.toml", tmp_path), query
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('query = "SELECT 1"', "…/users.toml: give either url or url_variable, the name of an environment variable"),
+        ('url = "sqlite:///shop.db"', "…/users.toml: query: "),
+        ('url = "mysql://a"\nquery = "SELECT 1"', "…/users.toml: the url of a database begins with postgresql:// or"),
+        (
+            'url_variable = "NO_URL"\nquery = "SELECT 1"',
+            "…/users.toml: the environment variable NO_URL is not set",
+        ),
+        ('url = "sqlite:///no.db"\nquery = "SELECT 1"', "sql:…/users.toml cannot be read: "),
+        ('url = "postgresql://u:hush-12@127.0.0.1:1/x"\nquery = "SELECT 1"', "sql:…/users.toml cannot be read: "),
+        ("query", "…/users.toml is not readable as a query in TOML: "),
+    ],
+)
+def test_what_is_wrong_with_a_query_is_named(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "users.toml").write_text(text)
+    told = refused(f"sql:{tmp_path}/users.toml", tmp_path)
+    assert told.startswith(message)
+    assert "hush" not in told
+    assert not (tmp_path / "no.db").exists()

@@ -1,17 +1,18 @@
-"""Reads Delta and Iceberg tables at one version, so that writers cannot change a run's rows.
+"""Reads tables that are no files: Delta, Iceberg, and queries of databases.
 
-`delta:PATH`, `delta:PATH@VERSION`, `iceberg:CATALOG.NAMESPACE.TABLE` and `iceberg:…@SNAPSHOT` name such tables. The
-catalogs are those of pyiceberg's own configuration. Where the data files hold just the version's rows, runs read these
-files as they are. Deleted rows, mapped columns and files of an older schema need the libraries' own readers.
+`delta:PATH`, `delta:PATH@VERSION`, `iceberg:CATALOG.NAMESPACE.TABLE`, `iceberg:…@SNAPSHOT` and `sql:FILE` name them.
+The catalogs are those of pyiceberg's own configuration. Delta and Iceberg are read at one version, so that writers
+cannot change a run's rows. Where the data files hold just the version's rows, runs read these files as they are.
+Deleted rows, mapped columns and files of an older schema need the libraries' own readers.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -19,18 +20,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from inference.errors import SourceError
+from inference.redaction import without_secrets
 from inference.sources.partitions import PartitionValue
+from inference.sources.sql_queries import query_rows, read_query
 from inference.storage import reason_of
 
-_TEXT = re.compile(r"(?P<kind>delta|iceberg):(?P<place>.+?)(@(?P<version>\d+))?", re.DOTALL)
+_TEXT = re.compile(r"(?P<kind>delta|iceberg|sql):(?P<place>.+?)(@(?P<version>\d+))?", re.DOTALL)
 _MAPPING = "delta.columnMapping.mode"
+#: kind of table → how its library's name begins, and Forecache's extra that installs it
+_LIBRARIES = {"delta": "deltalake", "iceberg": "pyiceberg", "sql": "adbc_driver"}
+_EXTRAS = {"delta": "delta", "iceberg": "iceberg", "sql": "adbc"}
 
 
 @dataclass(frozen=True)
-class LakeTable:
-    """A Delta table (`place`: its folder or URI) or an Iceberg table (`place`: catalog, namespace and table).
+class TableName:
+    """A table by `kind`: delta (`place`: its folder or URI), iceberg (catalog, namespace and table) or sql (a file).
 
-    `version`: of Delta, or the id of an Iceberg snapshot; None for the newest.
+    `version`: of Delta, or the id of an Iceberg snapshot; None for the newest. Queries have none.
     """
 
     kind: str
@@ -42,14 +48,14 @@ class LakeTable:
         return f"{self.kind}:{self.place}" + ("" if self.version is None else f"@{self.version}")
 
     @classmethod
-    def read(cls, text: str) -> LakeTable | None:
+    def read(cls, text: str) -> TableName | None:
         """Return the table that a text of a source names; None for a path or URI of files."""
         match = _TEXT.fullmatch(text)
         return match and cls(match["kind"], match["place"], int(match["version"]) if match["version"] else None)
 
 
 @dataclass(frozen=True)
-class LakeFile:
+class DataFile:
     """A data file: its path or URI, and the values of its partition columns."""
 
     path: str
@@ -57,38 +63,39 @@ class LakeFile:
 
 
 @dataclass(frozen=True)
-class LakeVersion:
+class TableVersion:
     """One version of a table. `table` names the version too.
 
-    `files`: its data files; None if these do not hold just the rows of the version. `reader`: streams the rows.
+    `files`: its data files; None if there are none that hold just the rows of the version. `reader`: streams the rows.
     """
 
-    table: LakeTable
-    columns: tuple[str, ...]
-    files: tuple[LakeFile, ...] | None
-    reader: Callable[[], Any]
+    table: TableName
+    reader: Callable[[], Iterable[pa.RecordBatch]]
+    files: tuple[DataFile, ...] | None = None
+    columns: tuple[str, ...] = ()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield all rows.
 
         Raises:
-            SourceError: a file cannot be read, or the library does not know its kind, such as equality deletes.
+            SourceError: a file cannot be read, or the library does not know its kind, such as equality deletes; or the
+                query fails, at its start or half-way.
         """
         with _errors_of(self.table):
-            yield from pa.RecordBatchReader.from_stream(self.reader())
+            yield from self.reader()
 
 
-def open_version(table: LakeTable) -> LakeVersion:
-    """Return the version that a table names, or its newest. Reads its log or metadata, no row.
+def open_version(table: TableName) -> TableVersion:
+    """Return the version that a table names, or its newest. Reads its log or metadata, no row; asks no database.
 
     Raises:
         SourceError: the library is missing, or there is no such table, catalog or version.
     """
     with _errors_of(table):
-        return _open_delta(table) if table.kind == "delta" else _open_iceberg(table)
+        return _OPENED_BY[table.kind](table)
 
 
-def folder_of(table: LakeTable) -> str:
+def folder_of(table: TableName) -> str:
     """Return the folder or URI in which a table has its data files. Asks the catalog of an Iceberg table, once.
 
     Raises:
@@ -101,22 +108,22 @@ def folder_of(table: LakeTable) -> str:
 
 
 @contextmanager
-def _errors_of(table: LakeTable) -> Iterator[None]:
-    extra = "deltalake" if table.kind == "delta" else "pyiceberg"
+def _errors_of(table: TableName) -> Iterator[None]:
     try:
         yield
     except SourceError:
         raise
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != extra:
+        library = (error.name or "").partition(".")[0]
+        if not library.startswith(_LIBRARIES[table.kind]):
             raise
-        message = f"{table} needs {extra}: pip install 'forecache[{table.kind}]' on this machine"
+        message = f"{table} needs {library}: pip install 'forecache[{_EXTRAS[table.kind]}]' on this machine"
         raise SourceError(message, field="source") from error
     except Exception as error:  # each of the libraries raises kinds of its own, and those of several stores
-        raise SourceError(f"{table} cannot be read: {reason_of(error)}", field="source") from error
+        raise SourceError(f"{table} cannot be read: {without_secrets(reason_of(error))}", field="source") from error
 
 
-def _open_delta(table: LakeTable) -> LakeVersion:
+def _open_delta(table: TableName) -> TableVersion:
     from deltalake import DeltaTable
 
     opened = DeltaTable(table.place, version=table.version)
@@ -126,10 +133,11 @@ def _open_delta(table: LakeTable) -> LakeVersion:
     is_mapped = metadata.configuration.get(_MAPPING, "none") != "none"
     if not is_mapped and not pa.table(opened.deletion_vectors()).num_rows:
         files = _files_of_delta(table.place, pa.table(opened.get_add_actions()), metadata.partition_columns)
-    return LakeVersion(replace(table, version=opened.version()), tuple(schema.names), files, opened.scan)
+    pinned = replace(table, version=opened.version())
+    return TableVersion(pinned, lambda: pa.RecordBatchReader.from_stream(opened.scan()), files, tuple(schema.names))
 
 
-def _files_of_delta(root: str, added: pa.Table, partitioned: list[str]) -> tuple[LakeFile, ...] | None:
+def _files_of_delta(root: str, added: pa.Table, partitioned: list[str]) -> tuple[DataFile, ...] | None:
     """Return the data files; None if a partition column has a type that a plan cannot spell."""
     columns: list[list[PartitionValue]] = []
     for name in partitioned:
@@ -141,10 +149,10 @@ def _files_of_delta(root: str, added: pa.Table, partitioned: list[str]) -> tuple
             return None
         columns.append([PartitionValue(name, text, type_) for text in values.cast(pa.string()).to_pylist()])
     paths = [f"{root.rstrip('/')}/{unquote(path)}" for path in added.column("path").to_pylist()]
-    return tuple(LakeFile(path, values) for path, *values in zip(paths, *columns, strict=True))
+    return tuple(DataFile(path, values) for path, *values in zip(paths, *columns, strict=True))
 
 
-def _open_iceberg(table: LakeTable) -> LakeVersion:
+def _open_iceberg(table: TableName) -> TableVersion:
     opened = _load_iceberg(table.place)
     snapshot = opened.current_snapshot() if table.version is None else opened.snapshot_by_id(table.version)
     if snapshot is None:
@@ -156,11 +164,11 @@ def _open_iceberg(table: LakeTable) -> LakeVersion:
     is_plain = not any(task.delete_files or task.file.file_format != "PARQUET" for task in tasks)
     # columns are told apart by numbers: files of an older schema may have other names for them
     if is_plain and len(opened.schemas()) == 1:
-        files = tuple(LakeFile(_spelled(task.file.file_path)) for task in tasks)
+        files = tuple(DataFile(_spelled(task.file.file_path)) for task in tasks)
     else:
         files = None
     names = tuple(field.name for field in scan.projection().fields)
-    return LakeVersion(replace(table, version=snapshot.snapshot_id), names, files, scan.to_arrow_batch_reader)
+    return TableVersion(replace(table, version=snapshot.snapshot_id), scan.to_arrow_batch_reader, files, names)
 
 
 def _load_iceberg(place: str) -> Any:
@@ -180,3 +188,15 @@ def _location(place: str) -> str:
 def _spelled(uri: str) -> str:
     """Return a path or URI as settings spell it."""
     return re.sub(r"^s3[an]://", "s3://", uri.removeprefix("file://"))
+
+
+def _open_query(table: TableName) -> TableVersion:
+    read_query(table.place)
+    return TableVersion(table, partial(query_rows, table.place))
+
+
+_OPENED_BY: Mapping[str, Callable[[TableName], TableVersion]] = {
+    "delta": _open_delta,
+    "iceberg": _open_iceberg,
+    "sql": _open_query,
+}
