@@ -1,10 +1,12 @@
-"""Runs over a Delta table, an Iceberg table and a CSV file, which are overwritten while the runs read them."""
+"""Runs over a Delta table, an Iceberg table, a CSV file and a query, whose rows change while the runs read them."""
 
 from __future__ import annotations
 
 import csv
 import json
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -56,22 +58,34 @@ class Tables:
         self.iceberg: Table = catalog.create_table("lake.users", schema=rows(0).schema, properties=properties)
         self.iceberg.append(rows(0))
         self.write_csv(0)
+        query = "SELECT entity_id, a, b FROM users"
+        (folder / "users.toml").write_text(f'url = "sqlite:///users.db"\nquery = "{query}"\n')
+        self.write_database(0)
 
     def write_csv(self, offset: float) -> None:
         with (self.folder / "new.csv").open("w", newline="") as file:
             csv.writer(file).writerows([rows(0).column_names, *zip(*rows(offset).to_pydict().values(), strict=True)])
         (self.folder / "new.csv").replace(self.folder / "users.csv")
 
+    def write_database(self, offset: float) -> None:
+        with closing(sqlite3.connect(self.folder / "users.db")) as database, database:
+            database.execute("CREATE TABLE IF NOT EXISTS users (entity_id TEXT, a REAL, b REAL)")
+            database.execute("DELETE FROM users")
+            database.executemany(
+                "INSERT INTO users VALUES (?, ?, ?)", zip(*rows(offset).to_pydict().values(), strict=True)
+            )
+
     def write(self, name: str, offset: float) -> None:
         writers: dict[str, Callable[[], Any]] = {
             "delta": lambda: write_deltalake(self.folder / "lake", rows(offset), mode="overwrite"),
             "iceberg": lambda: self.iceberg.overwrite(rows(offset)),
             "csv": lambda: self.write_csv(offset),
+            "sql": lambda: self.write_database(offset),
         }
         writers[name]()
 
 
-FEATURES = {"delta": "delta:lake", "iceberg": "iceberg:test.lake.users", "csv": "users.csv"}
+FEATURES = {"delta": "delta:lake", "iceberg": "iceberg:test.lake.users", "csv": "users.csv", "sql": "sql:users.toml"}
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +163,14 @@ def test_a_request_may_name_a_version_and_no_other_table(stack: Stack, tables: T
 
     assert stack.wait_run(request(stack, "delta", source=f"delta:lake@{newest - 1}"))["state"] == "published"
     assert_serves(stack, "delta", 1_000)
-    for source in ("delta:secret", "delta:lake/../secret", "iceberg:test.lake.users", "secret", "users.csv"):
+    for source in (
+        "delta:secret",
+        "delta:lake/../secret",
+        "iceberg:test.lake.users",
+        "secret",
+        "users.csv",
+        "sql:users.toml",
+    ):
         refused = httpx.post(f"{stack.url}/runs", json={"model": "delta", "source": source})
         assert (refused.status_code, refused.json()["field"]) == (400, "source"), source
 
@@ -169,4 +190,4 @@ def test_a_table_that_cannot_be_read_fails_the_run_and_what_serves_stays(stack: 
 def test_doctor_knows_the_tables(stack: Stack, tables: Tables) -> None:
     done = stack.cli("doctor", "--offline", "--json")
     found = {(one["subject"], one["status"]) for one in json.loads(done.stdout) if one["check"] == "table"}
-    assert {("csv", "ok"), ("delta", "ok")} <= found
+    assert {("csv", "ok"), ("delta", "ok"), ("sql", "ok")} <= found
