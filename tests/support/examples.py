@@ -43,10 +43,13 @@ def run_example(stack: Stack, name: str, *arguments: str) -> subprocess.Complete
 
 
 def run_in_example(stack: Stack, code: str) -> subprocess.CompletedProcess[str]:
-    """Run a line of Python in the folder of the examples."""
+    """Run a line of Python in the folder of the examples, with what a reader in the process needs."""
+    folder = stack.folder
+    of_reader = {"FORECACHE_CONFIG": str(folder / "forecache.toml"), "XDG_CACHE_HOME": str(folder / "cache")}
     return subprocess.run(
         [sys.executable, "-c", code],
-        cwd=EXAMPLES, env=example_environment(stack), capture_output=True, text=True, timeout=90, check=False,
+        cwd=EXAMPLES, env=example_environment(stack) | of_reader, capture_output=True, text=True, timeout=90,
+        check=False,
     )  # fmt: skip
 
 
