@@ -149,7 +149,8 @@ class Planner:
             facts |= vectors
         self._start(run, version, model, facts, base)
         self.ledger.plans.forget_entities(run.run_id)
-        sweep_snapshots(self.settings, self.ledger, self.tables.predictions(run.model), run)
+        if source.path != run.source:
+            sweep_snapshots(self.settings, self.ledger, self.tables.predictions(run.model), run)
 
     def _active_set(self, run: RunRecord, model: ModelSettings, rows: int) -> ActiveSet | None:
         """Return the active set of a whole run; None if the settings name none."""

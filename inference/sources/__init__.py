@@ -5,9 +5,9 @@ of Parquet files. `read_slices` streams the rows of a plan, and notices a replac
 """
 
 from inference.sources.column_types import concat_rows, plain_column
-from inference.sources.files import check_path, fixed_part, list_files
+from inference.sources.files import TableName, check_path, fixed_part, list_files
 from inference.sources.footers import SourceFile, flat_columns, newest_instants
-from inference.sources.named_tables import TableName, folder_of
+from inference.sources.named_tables import folder_of
 from inference.sources.pinning import absolute_source, open_any, pin_source, state_of
 from inference.sources.reading import (
     IdCount,

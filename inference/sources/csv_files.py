@@ -23,7 +23,6 @@ from inference.sources.files import list_files
 from inference.sources.source import unreadable_field
 from inference.storage import Location, open_location, reason_of
 
-_NAME = re.compile(r".*\.(csv|tsv)(\.(gz|bz2|zst|lz4))?", re.IGNORECASE | re.DOTALL)
 _DELIMITERS = ",;\t|"
 #: bytes that are parsed at a time; the types are inferred from the first ones
 _BLOCK_BYTES = 4 << 20
@@ -37,11 +36,6 @@ _MISSING = frozenset(csv.ConvertOptions().null_values)
 
 class TypesChanged(Exception):
     """A value does not fit the type of its column, which was widened: read the table again from the start."""
-
-
-def is_csv(path: str) -> bool:
-    """Tell whether a path, a pattern or a URI names tables in CSV, compressed or not."""
-    return _NAME.fullmatch(path) is not None
 
 
 @dataclass

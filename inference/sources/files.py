@@ -1,4 +1,4 @@
-"""Lists the files that a path, a folder or a pattern means. Opens no file.
+"""Tells what the text of a source means, and lists the files of a path, a folder or a pattern. Opens no file.
 
 Python's regular expressions backtrack for every star of a pattern and hold the interpreter meanwhile. `PathPattern`
 follows all places that a name may have reached at once, as the bits of one number: its time grows with the name only.
@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,6 +28,8 @@ LONGEST_PATTERN = 1024
 #: a pattern remembers so many steps
 _MAX_STEPS = 10_000
 
+_TABLE = re.compile(r"(?P<kind>delta|iceberg|sql):(?P<place>.+?)(@(?P<version>\d+))?", re.DOTALL)
+_CSV_NAME = re.compile(r".*\.(csv|tsv)(\.(gz|bz2|zst|lz4))?", re.IGNORECASE | re.DOTALL)
 _MAGIC = re.compile(r"[*?\[]")
 #: `deep` is `**/`, which matches zero or more folders; `far` is `**`, which matches anything
 _PIECE = re.compile(
@@ -49,6 +52,33 @@ _PARQUET_MAGIC = b"PAR1"
 #: so many files with other names are opened for their first bytes, each by a request to an object store
 _MOST_LOOKED_AT = 8
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zip", ".zst")
+
+
+@dataclass(frozen=True)
+class TableName:
+    """A table by `kind`: delta (`place`: its folder or URI), iceberg (catalog, namespace and table) or sql (a file).
+
+    `version`: of Delta, or the id of an Iceberg snapshot; None for the newest. Queries have none.
+    """
+
+    kind: str
+    place: str
+    version: int | None = None
+
+    def __str__(self) -> str:
+        """Return the text that settings have."""
+        return f"{self.kind}:{self.place}" + ("" if self.version is None else f"@{self.version}")
+
+    @classmethod
+    def read(cls, text: str) -> TableName | None:
+        """Return the table that a text of a source names; None for a path or URI of files."""
+        match = _TABLE.fullmatch(text)
+        return match and cls(match["kind"], match["place"], int(match["version"]) if match["version"] else None)
+
+
+def is_csv(path: str) -> bool:
+    """Tell whether a path, a pattern or a URI names tables in CSV, compressed or not."""
+    return _CSV_NAME.fullmatch(path) is not None
 
 
 def is_pattern(path: str) -> bool:

@@ -21,37 +21,15 @@ import pyarrow.compute as pc
 
 from inference.errors import SourceError
 from inference.redaction import without_secrets
+from inference.sources.files import TableName
 from inference.sources.partitions import PartitionValue
 from inference.sources.sql_queries import query_rows, read_query
 from inference.storage import reason_of
 
-_TEXT = re.compile(r"(?P<kind>delta|iceberg|sql):(?P<place>.+?)(@(?P<version>\d+))?", re.DOTALL)
 _MAPPING = "delta.columnMapping.mode"
 #: kind of table → how its library's name begins, and Forecache's extra that installs it
 _LIBRARIES = {"delta": "deltalake", "iceberg": "pyiceberg", "sql": "adbc_driver"}
 _EXTRAS = {"delta": "delta", "iceberg": "iceberg", "sql": "adbc"}
-
-
-@dataclass(frozen=True)
-class TableName:
-    """A table by `kind`: delta (`place`: its folder or URI), iceberg (catalog, namespace and table) or sql (a file).
-
-    `version`: of Delta, or the id of an Iceberg snapshot; None for the newest. Queries have none.
-    """
-
-    kind: str
-    place: str
-    version: int | None = None
-
-    def __str__(self) -> str:
-        """Return the text that settings have."""
-        return f"{self.kind}:{self.place}" + ("" if self.version is None else f"@{self.version}")
-
-    @classmethod
-    def read(cls, text: str) -> TableName | None:
-        """Return the table that a text of a source names; None for a path or URI of files."""
-        match = _TEXT.fullmatch(text)
-        return match and cls(match["kind"], match["place"], int(match["version"]) if match["version"] else None)
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inference.errors import BadInput, SourceError, quoted
-from inference.sources.csv_files import CsvTable, TypesChanged, is_csv
-from inference.sources.files import list_files
-from inference.sources.named_tables import TableName, TableVersion, open_version
+from inference.sources.csv_files import CsvTable, TypesChanged
+from inference.sources.files import TableName, is_csv, list_files
+from inference.sources.named_tables import TableVersion, open_version
 from inference.sources.source import Source, column_problem, no_rows, open_source, source_of_version
 from inference.storage import Location, is_uri, open_location, reason_of, split_uri
 

@@ -13,9 +13,9 @@ import pyarrow as pa
 from inference.errors import SourceError, shown_name
 from inference.schema import DType, cast_expression
 from inference.sources.column_types import common_type, plain_type, type_name
-from inference.sources.files import list_files
+from inference.sources.files import TableName, list_files
 from inference.sources.footers import Footer, SourceFile, read_footers
-from inference.sources.named_tables import TableName, TableVersion, open_version
+from inference.sources.named_tables import TableVersion, open_version
 from inference.sources.partitions import PartitionValue, partition_values
 from inference.storage import open_location
 
