@@ -20,7 +20,11 @@ from tests.support.stack import ROOT, Stack, child_environment, run_cli_json
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(200)]
 
 PAGE = (ROOT / "docs" / "features.md").read_text()
-FRESH = PAGE[PAGE.index("## Single updates") : PAGE.index("## Do batch and real time agree?")]
+#: without the section in between, which has settings of its own
+FRESH = (
+    PAGE[PAGE.index("## Single updates") : PAGE.index("## Two models over one table")]
+    + PAGE[PAGE.index("## Memory") : PAGE.index("## Do batch and real time agree?")]
+)
 
 
 def blocks(text: str, language: str) -> list[str]:
