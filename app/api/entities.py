@@ -113,7 +113,7 @@ async def allow_entity(
     return JsonResponse(_body(name, entity, None, None))
 
 
-@router.get("/entities", response_model=ForgottenListBody, responses=documented(404, 503))
+@router.get("/entities", response_model=ForgottenListBody, responses=documented(400, 404, 503))
 async def list_forgotten(process: Process, model: ModelName = None) -> Response:
     """Return the list of forgotten entities, the oldest first. It has no ids, but keyed digests."""
     name, _ = process.settings.model(model)
