@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,7 +16,16 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from inference.errors import BadInput, Defect, EntityForgotten, ForecacheError, Overloaded, PredictionFailed
+from inference.errors import (
+    BadInput,
+    Defect,
+    EntityForgotten,
+    ForecacheError,
+    Overloaded,
+    PredictionFailed,
+    StoreFull,
+    StoreUnavailable,
+)
 from inference.logs import get_logger
 from inference.monitoring.queues import JobPriority
 from inference.protocols.json_documents import encode
@@ -41,6 +51,8 @@ ROW_BYTES = 100
 PART_ROWS = 256
 #: a part that was begun this often and never ended counts as the killer of its workers
 MAX_BEGUN = 3
+#: seconds for which a worker begins a part again while Redis is away, and between two tries: a failover takes a few
+OUTAGE_S, OUTAGE_PAUSE_S = 15.0, 1.0
 
 
 class JobState(StrEnum):
@@ -150,8 +162,29 @@ def run_part(client: Client, keys: Keys, scorer: JobScorer, job_id: str, part: i
     """Compute one part of a job and store its predictions. Safe to run twice.
 
     The job fails if the part is begun too often, or fails as a whole; a single bad row is only that row's error.
-    Drops a part of a job that is gone, cancelled or failed.
+    Drops a part of a job that is gone, cancelled or failed. Begins again while Redis is away for a moment.
+
+    Raises:
+        StoreUnavailable: Redis stayed away. The job goes on once somebody asks for it.
     """
+    ends_at = time.monotonic() + OUTAGE_S
+    while True:
+        try:
+            _run_part(client, keys, scorer, job_id, part)
+        except StoreUnavailable as error:
+            if not _is_outage(error) or time.monotonic() >= ends_at:
+                raise
+            time.sleep(OUTAGE_PAUSE_S)
+        else:
+            return
+
+
+def _is_outage(error: ForecacheError) -> bool:
+    """Tell whether Redis is away; one that is full answers."""
+    return isinstance(error, StoreUnavailable) and not isinstance(error, StoreFull)
+
+
+def _run_part(client: Client, keys: Keys, scorer: JobScorer, job_id: str, part: int) -> None:
     touched = job_keys(keys, job_id)
     state, begun = client.run_script("begin_part", touched[:1], [part])
     rows = client.hget(touched[1], str(part))
@@ -169,6 +202,8 @@ def run_part(client: Client, keys: Keys, scorer: JobScorer, job_id: str, part: i
         _name_no_forgotten(scored["predictions"])
         result = json.dumps(scored)
     except ForecacheError as error:
+        if _is_outage(error):
+            raise
         _fail(client, touched, error)
     except Exception:
         failed = Defect("a worker failed on this job, not the model; the worker's log says why")
