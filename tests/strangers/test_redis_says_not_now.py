@@ -243,5 +243,5 @@ def test_a_worker_lives_through_it_and_takes_tasks_again(
         undo(room.server)
     wait_for(room.answers, "the worker", 40)
     assert worker.poll() is None
-    before, traceback, after = room.stack.log("maintenance").partition("Traceback")
+    before, traceback, after = room.stack.own_log("maintenance").partition("Traceback")
     assert not traceback, before[-1000:] + traceback + after[:3000]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Mapping
@@ -140,6 +141,10 @@ class Stack:
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def own_log(self, name: str) -> str:
+        """Return a worker's log without what Celery says of a task that ended just when the broker was away."""
+        return re.sub(r"Couldn't ack .*?(?=\n\d\d:\d\d:\d\d |\Z)", "", self.log(name), flags=re.DOTALL)
 
     def cli(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a `forecache` command in the folder."""
