@@ -23,7 +23,6 @@ from inference.errors import (
     ForecacheError,
     Overloaded,
     PredictionFailed,
-    StoreFull,
     StoreUnavailable,
 )
 from inference.logs import get_logger
@@ -180,8 +179,8 @@ def run_part(client: Client, keys: Keys, scorer: JobScorer, job_id: str, part: i
 
 
 def _is_outage(error: ForecacheError) -> bool:
-    """Tell whether Redis is away; one that is full answers."""
-    return isinstance(error, StoreUnavailable) and not isinstance(error, StoreFull)
+    """Tell whether Redis is away: where it is full, or its data is damaged, it answers."""
+    return type(error) is StoreUnavailable
 
 
 def _run_part(client: Client, keys: Keys, scorer: JobScorer, job_id: str, part: int) -> None:
