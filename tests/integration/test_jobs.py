@@ -117,6 +117,22 @@ async def test_instances_go_to_the_worker_as_they_came(jobs: Jobs) -> None:
     ]  # fmt: skip
 
 
+async def test_a_part_begins_again_once_redis_is_back(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference.serving.jobs.OUTAGE_PAUSE_S", 0.0)
+    job_id = await jobs.create()
+    outages = [StoreUnavailable("gone"), StoreUnavailable("gone")]
+
+    class Failing(Scorer):
+        def predict_entities(self, model: str, entity_ids: list[Any], **how: Any) -> dict[str, Any]:
+            if outages:
+                raise outages.pop()
+            return super().predict_entities(model, entity_ids, **how)
+
+    run_part(jobs.client, KEYS, Failing(), job_id, 0)
+
+    assert (await jobs.queue.show(job_id)).state is JobState.DONE
+
+
 # --- how long what is kept ---
 
 
