@@ -223,7 +223,9 @@ def test_nothing_that_was_sent_names_an_entity_or_a_feature(stack: Stack, run_id
     assert httpx.get(f"{stack.url}/predict/{unknown}", headers=headers, timeout=20).status_code == 404
     spans_of(collector, trace_id, "GET /predict/{entity_id}", "process realtime")
     assert unknown.encode() not in collector.raw
-    assert b"F1" not in collector.raw
+    # in a path, or as a text of two bytes; the random ids of traces hold any two bytes now and then
+    assert b"/F1" not in collector.raw
+    assert b"\x02F1" not in collector.raw
 
 
 @pytest.fixture
