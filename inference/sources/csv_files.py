@@ -7,7 +7,6 @@ text say which value did it, to those who need numbers.
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -76,8 +75,8 @@ class CsvTable:
                 message = f"{place.name} is Parquet and called CSV: rename it to {name}.parquet"
                 raise SourceError(message, field="source")
             delimiter = _delimiter(head)
-            first = _first_rows(head, delimiter)
-            names = first.column_names
+            first = _first_rows(place, delimiter)
+            names = first.schema.names
             for name, column in zip(names, first.columns, strict=True):
                 if type_ := _type_at_first(column):
                     self.types.setdefault(name, type_)
@@ -115,11 +114,13 @@ class CsvTable:
         return batch.cast(schema)
 
 
-def _open(stream: Any, delimiter: str, types: Mapping[str, pa.DataType]) -> csv.CSVStreamingReader:
+def _open(
+    stream: Any, delimiter: str, types: Mapping[str, pa.DataType], *, block_bytes: int = _BLOCK_BYTES
+) -> csv.CSVStreamingReader:
     return csv.open_csv(
         stream,
         # rows have no number in the errors of several threads
-        read_options=csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
+        read_options=csv.ReadOptions(block_size=block_bytes, use_threads=False),
         parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
         convert_options=csv.ConvertOptions(column_types=dict(types)),
     )
@@ -131,14 +132,17 @@ def _delimiter(head: bytes) -> str:
     return max(_DELIMITERS, key=unquoted.count)
 
 
-def _first_rows(head: bytes, delimiter: str) -> pa.Table:
-    """Return the first rows as text."""
-    rows = head[: head.rfind(b"\n") + 1] or head
-    names = _open(io.BytesIO(rows), delimiter, {}).schema.names
-    return _open(io.BytesIO(rows), delimiter, dict.fromkeys(names, pa.large_string())).read_all()
+def _first_rows(place: Location, delimiter: str) -> pa.RecordBatch:
+    """Return the first rows as text. Arrow finds their end: a value may hold line breaks."""
+    with place.filesystem.open_input_stream(place.path) as stream:
+        names = _open(stream, delimiter, {}, block_bytes=_HEAD_BYTES).schema.names
+    texts = dict.fromkeys(names, pa.large_string())
+    with place.filesystem.open_input_stream(place.path) as stream:
+        rows = _open(stream, delimiter, texts, block_bytes=_HEAD_BYTES)
+        return next(rows, pa.RecordBatch.from_pylist([], rows.schema))
 
 
-def _type_at_first(column: pa.ChunkedArray) -> pa.DataType | None:
+def _type_at_first(column: pa.Array) -> pa.DataType | None:
     """Return a column's type where Arrow would infer another one from its first rows.
 
     Numbers with leading zeros are text. A column that begins with a number is one of numbers, whatever comes later.

@@ -70,9 +70,8 @@ def open_source(path: str, *, as_text: Collection[str] = (), keep_metadata: bool
         BadInput: the URI's file system cannot be opened.
     """
     table = TableName.read(path)
-    version = open_version(table) if table is not None else None
-    if version is not None:
-        return source_of_version(version, as_text=as_text, keep_metadata=keep_metadata)
+    if table is not None:
+        return source_of_version(open_version(table), as_text=as_text, keep_metadata=keep_metadata)
     place = open_location(path)
     paths = list_files(place)
     # ignore files without rows: their columns often have no type

@@ -269,6 +269,16 @@ def test_text_in_a_column_of_numbers_is_named_to_those_who_need_numbers(tmp_path
     )
 
 
+def test_values_may_hold_line_breaks_wherever_the_first_look_ends(tmp_path: Path) -> None:
+    note = "a note\n" + "of many lines\n" * 20
+    lines = ["entity_id,note,x", *(f'{number},"{note}",{number}' for number in range(3_000))]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+
+    source = pin_source(f"{tmp_path}/t.csv", str(tmp_path / "snapshots"), as_text=TEXTS)
+
+    assert (source.rows, source.schema.names) == (3_000, ["entity_id", "note", "x"])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
