@@ -30,6 +30,13 @@ _LOGGING = structlog.get_config()
 httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
 
 
+def pytest_exception_interact(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Show what a failed test's deployments logged: a failure elsewhere may be the only one of its kind."""
+    from tests.support.stack import Stack  # which few tests need
+
+    report.sections.extend((f"logs of {stack.folder.name}", stack.evidence()) for stack in Stack.running)
+
+
 @pytest.fixture(autouse=True)
 def _logging_stays() -> Iterator[None]:
     """Fail a test that configures logging in the tests' process: later tests would find no log line."""

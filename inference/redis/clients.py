@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from redis.exceptions import MovedError, NoScriptError
 
 from inference.errors import StoreFull, StoreUnavailable
 from inference.redis.bulk import BulkCommands, Pace, SeparatedReplies, read_in_bulk, send_in_bulk
-from inference.redis.pipes import AsyncPipe, Command, Pipe, is_demoted
+from inference.redis.pipes import AsyncPipe, Command, Pipe, closed_connections, is_demoted
 from inference.redis.sentinels import async_client, blocking_client
 from inference.redis.topology import ClusterFault
 from inference.settings.sentinel_urls import is_sentinel, read_sentinel_url
@@ -197,7 +197,7 @@ class AsyncClient(redis.asyncio.Redis):
     async def execute_command(self, *arguments: Any, **options: Any) -> Any:
         """Send one command and return its answer; every method of redis-py calls this."""
         try:
-            with _closed_connections():
+            with closed_connections():
                 return await super().execute_command(*arguments, **options)  # type: ignore[no-untyped-call]
         except NOT_OUTAGES:
             raise
@@ -231,21 +231,10 @@ class AsyncClient(redis.asyncio.Redis):
             return await self.eval(SCRIPTS[name], len(keys), *keys, *arguments)
 
 
-@contextmanager
-def _closed_connections() -> Iterator[None]:
-    """Raise uvloop's error for a connection that the server closed as redis-py raises that of asyncio's loop."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "the handler is closed" not in str(error):
-            raise
-        raise redis.ConnectionError("Redis closed the connection") from error
-
-
 class _AsyncPipeline(redis.asyncio.client.Pipeline):
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         try:
-            with _closed_connections():
+            with closed_connections():
                 return await super().execute(raise_on_error)
         except NOT_OUTAGES:
             raise

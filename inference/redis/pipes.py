@@ -8,7 +8,8 @@ Only this module and `bulk` use private parts of redis-py: a connection's socket
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -236,7 +237,8 @@ class AsyncPipe:
     async def _connect(self) -> _AsyncConnection:
         try:
             async with asyncio.timeout(self._timeout_s):
-                pooled = await self._pool.get_connection()
+                with closed_connections():
+                    pooled = await self._pool.get_connection()
         except TimeoutError as error:
             raise _too_late(self._timeout_s) from error
         # a server that dies may close a connection before its first use; uvloop's are of no use then
@@ -335,6 +337,17 @@ class AsyncExchange:
         self.commands = commands
         self.is_kept = is_kept
         self.answer = connection.exchange(commands, timeout_s)
+
+
+@contextmanager
+def closed_connections() -> Iterator[None]:
+    """Raise uvloop's error for a connection that the server closed as redis-py raises that of asyncio's loop."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "the handler is closed" not in str(error):
+            raise
+        raise redis.ConnectionError("Redis closed the connection") from error
 
 
 def _too_late(timeout_s: float) -> redis.TimeoutError:

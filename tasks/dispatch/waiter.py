@@ -18,6 +18,7 @@ import redis.asyncio
 from inference.errors import BrokerUnavailable, DeadlineExceeded, StoreUnavailable
 from inference.logs import get_logger
 from inference.redis.clients import AsyncClient
+from inference.redis.pipes import closed_connections
 
 log = get_logger(__name__)
 
@@ -140,7 +141,8 @@ class ResultWaiter:
         """Receive results over one connection; return when another one is needed."""
         self._reconnect.clear()
         async with self._client.pubsub() as subscription:
-            await subscription.psubscribe(self._pattern)
+            with closed_connections():
+                await subscription.psubscribe(self._pattern)
             hearing = asyncio.create_task(self._hear(subscription))
             giving_up = asyncio.create_task(self._reconnect.wait())
             try:

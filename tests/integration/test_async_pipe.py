@@ -13,6 +13,7 @@ import pytest
 import redis
 import redis.asyncio
 import uvloop
+from redis.asyncio import Connection
 
 from inference.errors import StoreUnavailable
 from inference.redis.clients import REQUEST, open_async_client
@@ -95,20 +96,28 @@ async def test_no_redis_is_an_error(tmp_path: Path) -> None:
             await pipe.send([("PING",)])
 
 
-def test_a_connection_that_closes_before_its_first_use_is_an_outage(redis_server: RedisServer) -> None:
+@pytest.mark.parametrize("moment", ["connect", "on_connect_check_health"])
+def test_a_connection_that_closes_before_its_first_use_is_an_outage(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
     """On uvloop, which the API runs on: there a closed connection raises what neither redis-py nor asyncio does."""
+    goes_on = getattr(Connection, moment)
+
+    async def lose(connection: Connection) -> None:
+        if connection._writer is not None:
+            connection._writer.transport.abort()
+            await asyncio.sleep(0.01)
+
+    async def connect_and_lose(connection: Connection, **options: Any) -> None:
+        if moment == "on_connect_check_health":  # between the connection and its first words
+            await lose(connection)
+        await goes_on(connection, **options)
+        await lose(connection)
+
+    monkeypatch.setattr(Connection, moment, connect_and_lose)
 
     async def told() -> list[str]:
         async with open_async_client(redis_server.url(), REQUEST) as client:
-            connect = client.connection_pool.get_connection
-
-            async def connect_and_lose() -> Any:
-                connection = await connect()
-                connection._writer.transport.abort()
-                await asyncio.sleep(0.01)
-                return connection
-
-            client.connection_pool.get_connection = connect_and_lose
             asked = (client.exchange([("PING",)]), client.get("k"), client.pipeline().get("k").execute())
             found = await asyncio.gather(*asked, return_exceptions=True)
             assert [type(one) for one in found] == [StoreUnavailable] * 3

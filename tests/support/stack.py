@@ -9,7 +9,7 @@ import signal
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import psutil
@@ -42,6 +42,9 @@ class Stack:
     `url`, `cache_url`: how they reach that Redis, when not by its own URLs.
     """
 
+    #: the deployments that run now; the report of a failed test shows what they logged
+    running: ClassVar[list[Stack]] = []
+
     def __init__(
         self,
         folder: Path,
@@ -66,9 +69,13 @@ class Stack:
 
     def __enter__(self) -> Stack:
         self.redis.start()
+        self.running.append(self)
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self.running.remove(self)
+        if error is not None:
+            error.add_note(self.evidence())
         try:
             for name in list(self.processes):
                 self.stop(name, signal.SIGTERM)
@@ -159,21 +166,18 @@ class Stack:
             except httpx.TransportError:
                 return False
 
-        wait_for(ready, "readiness", timeout_s, evidence=self._evidence)
+        wait_for(ready, "readiness", timeout_s)
 
-    def _evidence(self) -> str:
+    def evidence(self) -> str:
         """Each process: whether it lives, and the end of its log."""
         return "\n".join(
-            f"--- {name} (exit code {process.poll()})\n{self.log(name)[-1500:]}"
+            f"--- {name} (exit code {process.poll()})\n{self.log(name)[-4000:]}"
             for name, process in self.processes.items()
         )
 
     def wait_run(self, run_id: str, timeout_s: float = 90) -> dict[str, Any]:
         """Wait until a run is over; return its view."""
-
-        return wait_for(
-            lambda: self.run_if_over(run_id), f"the end of run {run_id}", timeout_s, evidence=self._evidence
-        )
+        return wait_for(lambda: self.run_if_over(run_id), f"the end of run {run_id}", timeout_s)
 
     def run_if_over(self, run_id: str) -> dict[str, Any] | None:
         """The view of a run that is over; None while it goes on."""
