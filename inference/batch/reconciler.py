@@ -177,10 +177,10 @@ class Reconciler:
         self.tables.table(kind, model).generations.discard(
             manifest.number, GenerationState.CANCELLED if cancelled else GenerationState.FAILED
         )
-        if run:
+        if run and active != run_id:  # workers that score a run again, planned anew, write there
             sweep(self.settings, run)
-            if fills_it and run.vector_key:
-                self.publisher.deltas.forget(model, run_id)
+        if run and fills_it and run.vector_key:
+            self.publisher.deltas.forget(model, run_id)
         log.info("generation.given_up", model=model, generation=manifest.number, run_id=run_id)
 
     def _waited_too_long(self, run: RunRecord) -> str | None:

@@ -498,6 +498,24 @@ def test_what_a_run_scored_is_removed_once_it_cannot_be_resumed_any_more(world: 
     assert leaked_keys(world.client, "t") == []
 
 
+def test_a_run_that_was_planned_anew_keeps_what_its_workers_write(world: World) -> None:
+    run = world.request()
+    dead = world.table.generations.begin(
+        [TensorSpec("y", DType.FLOAT32)], rows_expected=45, model_version=1, contract_hash="", keep_s=60,
+        run_id=run.run_id,
+    )  # fmt: skip - of the maintenance worker that was killed while it planned
+    temporary = world.root / "out" / run.run_id / ".part-000000.alive.tmp"
+    temporary.parent.mkdir(parents=True)
+    temporary.touch()
+
+    world.runs.reconcile()  # plans it anew
+    world.runs.reconcile()
+    assert temporary.exists()
+    assert world.client.hget(f"t:p:m:g:{dead.number}", "state") != GenerationState.LOADING.value.encode()
+    assert world.finish(run).state is RunState.PUBLISHED
+    assert not temporary.exists()
+
+
 def test_rows_that_were_left_out_are_kept_as_long_as_their_run_is_known(world: World) -> None:
     world.source(["a", "b"], [1.0, None])
     run = world.finish(world.request())

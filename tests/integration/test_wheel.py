@@ -41,13 +41,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def install(wheel: Path, folder: Path, extras: str = "") -> Path:
-    """Install the wheel, by the versions that were tested, into a new environment; return its `bin`."""
+    """Install the wheel, by the versions that were tested, into a new environment; return its `bin`.
+
+    As the Makefile does: by uv, which takes a quarter of pip's time, and by pip where uv does not reach the packages.
+    """
     run(sys.executable, "-m", "venv", folder, cwd=folder.parent)
-    run(
-        folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-        "-c", ROOT / "constraints.txt", "--find-links", wheel.parent, f"{wheel}{extras}", cwd=folder.parent,
-    )  # fmt: skip
-    return folder / "bin"
+    python = folder / "bin" / "python"
+    wanted = ["--quiet", "-c", ROOT / "constraints.txt", "--find-links", wheel.parent, f"{wheel}{extras}"]
+    uv = [Path(sys.executable).with_name("uv"), "pip", "install", "--python", python, *wanted]
+    by_uv = uv[0].exists() and subprocess.run(uv, cwd=folder.parent, env=clean_environment(), check=False)
+    if not by_uv or by_uv.returncode:
+        run(python, "-m", "pip", "install", "--disable-pip-version-check", *wanted, cwd=folder.parent)
+    return python.parent
 
 
 @pytest.fixture(scope="module")
