@@ -504,3 +504,21 @@ def test_over_a_cluster(tmp_path: Path) -> None:
             assert int(client.exchange([("HGET", counted, "hit_batch")])[0]) >= 501
     finally:
         cluster.stop()
+
+
+@pytest.mark.slow
+def test_after_a_failover_of_sentinels_the_new_primary_is_followed(tmp_path: Path) -> None:
+    from tests.support.sentinel_group import SentinelGroup
+
+    with SentinelGroup(tmp_path / "group") as group:
+        published = Published(tmp_path, group.url())
+        published.publish(1.0)
+        with published.client, published.reader() as reader:
+            reader.wait_ready()
+            killed = group.kill_primary()
+            group.wait_failover(killed)
+            answer = reader.get("e1")
+            assert (answer and answer.value) == 1.0
+            wait_for(lambda: reader.state().error is None, "the new primary", 30)
+            published.publish(2.0)
+            wait_for(lambda: (one := reader.get("e1")) and one.value == 2.0, "the flip", 30)
