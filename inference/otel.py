@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 MAX_PARTS = 128
 #: requests that one micro-batch is linked with at most
 MAX_LINKS = 128
-#: a process that ends waits so long for its last spans to be sent
+#: a process that ends, or may be ended, waits so long for its last spans to be sent
 CLOSE_WITHIN_S = 1.0
 _PARTS_LEFT = "forecache.parts_left"
 _SCOPE = InstrumentationScope("forecache")
@@ -138,14 +138,16 @@ class Tracer:
         self._provider.add_span_processor(self._processor)
         self._tracer = self._provider.get_tracer(_SCOPE.name)
 
+    def flush(self) -> None:
+        """Send the spans so far, as `close` does."""
+        if not self._exporter.is_failing:
+            _within_a_second(self._provider.force_flush)
+
     def close(self) -> None:
         """Send the last spans within a second; at once give up if the collector did not answer the last time."""
         if self._exporter.is_failing:
             self._exporter.shutdown()
-        # the SDK would wait for half a minute
-        closing = threading.Thread(target=self._provider.shutdown, daemon=True)
-        closing.start()
-        closing.join(CLOSE_WITHIN_S)
+        _within_a_second(self._provider.shutdown)
 
     # --- requests
 
@@ -318,7 +320,7 @@ class Tracer:
         """See `tracing.redis_span`."""
         if not get_current_span().is_recording():
             return nullcontext()
-        verbs = {_text(command[0]) for command in commands}
+        verbs = {verb.decode("latin-1") if isinstance(verb, bytes) else verb for verb, *_ in commands}
         name = verbs.pop() if len(verbs) == 1 else ""
         attributes: dict[str, str | int] = {"db.system.name": "redis"}
         if len(commands) > 1:
@@ -372,6 +374,13 @@ class Tracer:
         span.end()
 
 
+def _within_a_second(send: Callable[[], object]) -> None:
+    """Call what may wait for half a minute, and leave it alone after `CLOSE_WITHIN_S`."""
+    sending = threading.Thread(target=send, daemon=True)
+    sending.start()
+    sending.join(CLOSE_WITHIN_S)
+
+
 def fail(span: Span, error: BaseException) -> None:
     """Mark a span as failed. Without the error's text, which may name an entity or a value."""
     span.set_attribute("error.type", type(error).__name__)
@@ -421,10 +430,6 @@ def _texts(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     return {
         name.decode("latin-1"): value.decode("latin-1") for name, value in headers if name in (_PARENT, b"tracestate")
     }
-
-
-def _text(verb: str | bytes) -> str:
-    return verb.decode("latin-1") if isinstance(verb, bytes) else verb
 
 
 def _context_of_run(run_id: str) -> SpanContext:

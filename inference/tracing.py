@@ -79,6 +79,12 @@ def start(process: str, release: str | None) -> None:
         log.warning("tracing.off", extra={"reason": found[0], "fix": found[1]})
 
 
+def flush() -> None:
+    """Send the spans so far, for a process that may be ended at any moment; waits as `stop` does."""
+    if tracer is not None:
+        tracer.flush()
+
+
 def stop() -> None:
     """Send the last spans and end; waits a second at most, and not at all while the collector does not answer."""
     global tracer

@@ -11,6 +11,7 @@ import os
 import time
 from functools import cache
 
+from inference import tracing
 from inference.batch.ledger import Ledger
 from inference.batch.publishing import RunTables
 from inference.batch.worker import ChunkWorker
@@ -22,6 +23,7 @@ from inference.models import MicroBatches
 from inference.redis.clients import WORKER
 from inference.settings import Settings, load_settings
 from inference.settings.loading import ENV_CONFIG
+from inference.stored_data import installed_release
 
 log = get_logger(__name__)
 
@@ -41,6 +43,7 @@ def chunk_worker(process: str) -> tuple[Ledger, ChunkWorker]:
     deployment = Deployment(load_settings(), WORKER)
     settings, ledger = deployment.settings, deployment.ledger
     configure_logging(process, form=settings.logs.format, level=settings.logs.level)
+    tracing.start(process, installed_release())
     tables, micro_batches = RunTables(deployment.table), MicroBatches(deployment.registry)
     yielding = Yielding(deployment.cache, deployment.keys, settings.realtime_queues)
     # without a broker nothing wakes the reconciler; it looks every two seconds anyway
@@ -59,6 +62,7 @@ def settle(process: str, run_id: str, number: int) -> bool:
         if not ledger.is_open(run_id, number):
             return True
         worker.score(run_id, number)
+        tracing.flush()  # a cluster ends its processes without a word
         if not ledger.is_open(run_id, number):
             return True
     except Unavailable as error:

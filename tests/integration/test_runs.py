@@ -501,7 +501,11 @@ def test_what_a_run_scored_is_removed_once_it_cannot_be_resumed_any_more(world: 
 def test_a_run_that_was_planned_anew_keeps_what_its_workers_write(world: World) -> None:
     run = world.request()
     dead = world.table.generations.begin(
-        [TensorSpec("y", DType.FLOAT32)], rows_expected=45, model_version=1, contract_hash="", keep_s=60,
+        [TensorSpec("y", DType.FLOAT32)],
+        rows_expected=45,
+        model_version=1,
+        contract_hash="",
+        keep_s=60,
         run_id=run.run_id,
     )  # fmt: skip - of the maintenance worker that was killed while it planned
     temporary = world.root / "out" / run.run_id / ".part-000000.alive.tmp"

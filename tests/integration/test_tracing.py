@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import secrets
+import shutil
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ from inference.protocols.messages import methods_of
 from tests.support.flights import write_flights
 from tests.support.otlp_receiver import OtlpReceiver, ReceivedSpan
 from tests.support.ports import free_port
+from tests.support.redis_server import missing
 from tests.support.stack import Stack
 from tests.support.waiting import wait_for
 
@@ -195,6 +198,20 @@ def test_grpc_metadata_carry_the_trace(stack: Stack, collector: OtlpReceiver, gr
     spans = spans_of(collector, trace_id, INFER, "send realtime", "process realtime", "call the model")
     assert spans["send realtime"].parent_id == spans[INFER].span_id
     assert spans[INFER].attributes["rpc.grpc.status_code"] == 0
+
+
+@pytest.mark.slow
+def test_chunks_on_spark_belong_to_the_trace_of_their_run(stack: Stack, collector: OtlpReceiver) -> None:
+    if importlib.util.find_spec("pyspark") is None or shutil.which("java") is None:
+        missing("PySpark, or java")
+    started = httpx.post(f"{stack.url}/runs", json={"engine": "spark"}).raise_for_status().json()
+    assert stack.wait_run(started["run_id"], 150)["state"] == "published"
+    [run] = wait_for(
+        lambda: [one for one in collector.spans(name="run") if one.attributes["forecache.run.id"] == started["run_id"]],
+        "the run",
+    )
+    chunk = spans_of(collector, run.trace_id, "score a chunk", "call the model")["score a chunk"]
+    assert (chunk.service, chunk.parent_id) == ("forecache-spark", run.span_id)
 
 
 def test_messages_of_other_applications_go_on_with_their_trace(stack: Stack, collector: OtlpReceiver) -> None:

@@ -84,6 +84,16 @@ def test_a_task_has_a_bounded_number_of_parts() -> None:
     assert len(kept.spans) == MAX_PARTS + 1 + 2
 
 
+def test_a_flush_sends_the_spans_before_the_process_ends() -> None:
+    kept = Kept()
+    ours = tracer({}, kept)
+    with ours.run_part("churn-1", "score a chunk", {}):
+        pass
+    ours.flush()
+    assert [span.name for span in kept.spans] == ["score a chunk"]
+    ours.close()
+
+
 def test_an_error_is_told_by_its_class_only() -> None:
     kept = Kept()
     ours = tracer({}, kept)
