@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -41,29 +41,26 @@ def hits(
         ]
         print_json(data)
         return
-    outcomes = [outcome.value for outcome in Outcome]
-    print_rows(
-        ("model", "total", "hit_rate", *outcomes), [(name, *_cells(each.counts)) for name, each in found.items()]
-    )
+    names = ("total", "hit_rate", *(outcome.value for outcome in Outcome))
+    print_rows(("model", *names), [(name, *_cells(each.counts)) for name, each in found.items()])
     versions = [
         (name, version, *_cells(counts)) for name, each in found.items() for version, counts in each.versions.items()
     ]
     if versions:
-        print_rows(("model", "version", "total", "hit_rate", *outcomes), versions)
-    fallbacks = [
-        (name, fallback, *(results.get(outcome, 0) for outcome in FallbackOutcome))
-        for name, counted_by in workers.items()
-        for fallback, results in counted_by["fallbacks"].items()
+        print_rows(("model", "version", *names), versions)
+    _print_results("fallback", {name: each["fallbacks"] for name, each in workers.items()}, list(FallbackOutcome))
+    _print_results("parity_of", {name: each["parity"] for name, each in workers.items()}, list(ParityResult))
+
+
+def _print_results(of: str, found: Mapping[str, Mapping[str, Mapping[str, int]]], results: Sequence[str]) -> None:
+    """Print what workers counted: model → name → result → count. Nothing if there is nothing."""
+    rows = [
+        (model, name, *(counts.get(result, 0) for result in results))
+        for model, named in found.items()
+        for name, counts in named.items()
     ]
-    if fallbacks:
-        print_rows(("model", "fallback", *FallbackOutcome), fallbacks)
-    parity = [
-        (name, path, *(results.get(result, 0) for result in ParityResult))
-        for name, counted_by in workers.items()
-        for path, results in counted_by["parity"].items()
-    ]
-    if parity:
-        print_rows(("model", "parity_of", *ParityResult), parity)
+    if rows:
+        print_rows(("model", of, *results), rows)
 
 
 def _cells(counts: HitCounts) -> list[Any]:

@@ -162,16 +162,11 @@ class Reconciler:
     def _give_up(self, kind: TableKind, manifest: Manifest, model: str, run_id: str) -> None:
         active = self.ledger.active_run(model)
         try:
-            run: RunRecord | None = self.ledger.load(run_id)
+            run = self.ledger.load(run_id)
         except NotFound:
             run = None
         fills_it = run is not None and run.generation_of(kind) == manifest.number
-        if run and run.state is RunState.HELD and fills_it:
-            return
-        if run and active == run_id and (not run.fingerprint or fills_it):
-            return
-        resumable_s = self.settings.models[model].batch.resumable
-        if run and active is None and fills_it and run.keeps_rows(self.ledger.now(), resumable_s):
+        if run and self._may_use_it(run, active, fills_it=fills_it):
             return
         cancelled = run is not None and run.state is RunState.CANCELLED
         self.tables.table(kind, model).generations.discard(
@@ -182,6 +177,16 @@ class Reconciler:
         if run and fills_it and run.vector_key:
             self.publisher.deltas.forget(model, run_id)
         log.info("generation.given_up", model=model, generation=manifest.number, run_id=run_id)
+
+    def _may_use_it(self, run: RunRecord, active: str | None, *, fills_it: bool) -> bool:
+        """Tell whether a run that opened a generation may still publish it. `fills_it`: its record names it."""
+        if active == run.run_id and not run.fingerprint:  # it is being planned
+            return True
+        if not fills_it:
+            return False
+        resumable_s = self.settings.models[run.model].batch.resumable
+        is_kept = active is None and run.keeps_rows(self.ledger.now(), resumable_s)
+        return run.state is RunState.HELD or active == run.run_id or is_kept
 
     def _waited_too_long(self, run: RunRecord) -> str | None:
         """Return why a held run is given up; None while it may still be published."""
