@@ -77,10 +77,11 @@ def send_in_bulk(pool: Any, pieces: Iterable[BulkCommands], pace: Pace) -> bytes
     """
     connection = pool.get_connection()
     try:
+        connection.check_health()  # not between two pieces: the answer to one would be taken for that to its PING
         replies, received, due, before_at = bytearray(), 0, 0, 0.0
         for piece in pieces:
             sent_at = pace.clock()
-            connection.send_packed_command([piece.data])
+            connection.send_packed_command([piece.data], check_health=False)
             if pace.rests:
                 due += piece.replies
                 received += _receive(connection, due - received, replies)
@@ -126,9 +127,10 @@ def read_in_bulk(pool: Any, pieces: Iterable[Sequence[Command]], separator: byte
     answer = b"$%d\r\n%b\r\n" % (len(separator), separator)
     buffer, sent = bytearray(), deque[int]()
     try:
+        connection.check_health()  # as in `send_in_bulk`
         for piece in pieces:
             packed = b"".join(part for command in piece for part in (hiredis.pack_command(command), echo))
-            connection.send_packed_command([packed])
+            connection.send_packed_command([packed], check_health=False)
             sent.append(len(piece))
             if len(sent) > 1:
                 yield _take_replies(connection, buffer, sent.popleft(), answer)

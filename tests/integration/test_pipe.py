@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import hiredis
 import numpy as np
 import pytest
 import redis
 
 from inference.errors import StoreUnavailable
-from inference.redis.clients import Client
+from inference.redis.bulk import BulkCommands, Pace, sum_of
+from inference.redis.clients import Client, Patience, open_client
 from inference.redis.keys import Keys, TableKind
 from inference.redis.pipes import Pipe
 from inference.schema import DType, TensorSpec
 from inference.store import Origin, Table
 from tests.support.ports import free_port
+from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.integration
 
@@ -99,3 +102,14 @@ def test_no_redis_is_an_outage() -> None:
     client = Client(port=free_port(), retry=None)
     with pytest.raises(StoreUnavailable):
         table(client).read(["a"])
+
+
+def test_idle_connections_are_checked_before_an_exchange_in_bulk_not_within_it(redis_server: RedisServer) -> None:
+    pieces = [[("INCR", "bulk")] * 3] * 5
+    with open_client(redis_server.url(), Patience(10.0, check_after_s=1e-6)) as client:
+        client.delete("bulk")
+        packed = [BulkCommands(b"".join(map(hiredis.pack_command, piece)), len(piece)) for piece in pieces]
+        assert sum_of(client.send_in_bulk(packed, Pace())) == sum(range(1, 16))
+        found = b"".join(one.data for one in client.read_in_bulk(pieces, b"-separator-"))
+        assert found.count(b"-separator-") == 15
+        assert client.get("bulk") == b"30"
