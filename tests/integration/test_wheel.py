@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import zipfile
@@ -11,15 +10,11 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.peers import ROOT, clean_environment, make_environment
+
 ROOMS = ("app", "tasks", "workers", "inference")
 #: two installs, one of them with TensorFlow, and the demo: minutes on two cores
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1500)]
-
-
-def clean_environment() -> dict[str, str]:
-    """This environment without what could lend the wheel our sources or anybody's settings."""
-    return {name: value for name, value in os.environ.items() if not name.upper().startswith(("PYTHON", "FORECACHE_"))}
 
 
 def run(*command: str | Path, cwd: Path, timeout_s: float = 900) -> subprocess.CompletedProcess[str]:
@@ -41,18 +36,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def install(wheel: Path, folder: Path, extras: str = "") -> Path:
-    """Install the wheel, by the versions that were tested, into a new environment; return its `bin`.
-
-    As the Makefile does: by uv, which takes a quarter of pip's time, and by pip where uv does not reach the packages.
-    """
-    run(sys.executable, "-m", "venv", folder, cwd=folder.parent)
-    python = folder / "bin" / "python"
-    wanted = ["--quiet", "-c", ROOT / "constraints.txt", "--find-links", wheel.parent, f"{wheel}{extras}"]
-    uv = [Path(sys.executable).with_name("uv"), "pip", "install", "--python", python, *wanted]
-    by_uv = uv[0].exists() and subprocess.run(uv, cwd=folder.parent, env=clean_environment(), check=False)
-    if not by_uv or by_uv.returncode:
-        run(python, "-m", "pip", "install", "--disable-pip-version-check", *wanted, cwd=folder.parent)
-    return python.parent
+    """Install the wheel, by the versions that were tested, into a new environment; return its `bin`."""
+    tested = ("-c", str(ROOT / "constraints.txt"))
+    return make_environment(folder, *tested, "--find-links", str(wheel.parent), f"{wheel}{extras}").parent
 
 
 @pytest.fixture(scope="module")
