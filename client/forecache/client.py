@@ -59,9 +59,14 @@ class Client:
         self.close()
 
     def _open(self) -> None:
-        self._process = os.getpid()
         self._http = httpx.Client(**self._options)
         self._threads: ThreadPoolExecutor | None = None
+        self._process = os.getpid()
+
+    def _open_in_a_fork(self) -> None:
+        """Leave its parent's connections to the parent; the parent's threads do not exist here."""
+        if self._process != os.getpid():
+            self._open()
 
     def close(self) -> None:
         """Close the connections."""
@@ -206,6 +211,7 @@ class Client:
     def _at_once(self, calls: Sequence[Steps[T]]) -> list[T]:
         if len(calls) == 1:
             return [self._run(calls[0])]
+        self._open_in_a_fork()
         if self._threads is None:
             self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="forecache")
         return list(self._threads.map(self._run, calls))
@@ -223,9 +229,7 @@ class Client:
                 return end.value  # type: ignore[no-any-return]  # StopIteration is not generic
 
     def _send(self, send: Send) -> Answer:
-        if self._process != os.getpid():
-            # a fork must not write to its parent's connections
-            self._open()
+        self._open_in_a_fork()
         try:
             return answer_of(self._http.request(send.method, self._url + send.path, **request_options(send)))
         except httpx.TransportError as error:

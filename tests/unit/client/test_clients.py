@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Awaitable
 from typing import Any
 
 import httpx
 import pytest
 
-from forecache import AsyncClient, AsyncJob, Client, Conflict, DeadlineExceeded, Failed, ForecacheError, NoConnection
+from forecache import (
+    AsyncClient,
+    AsyncJob,
+    Client,
+    Conflict,
+    DeadlineExceeded,
+    Failed,
+    ForecacheError,
+    Job,
+    NoConnection,
+)
 from forecache.celery import connect
 
 ITEM = {
@@ -205,11 +218,52 @@ def test_a_forked_process_opens_connections_of_its_own(api: FakeApi, monkeypatch
         before.close()
 
 
-def test_both_clients_have_the_same_calls() -> None:
-    def calls(kind: type) -> set[str]:
-        return {name for name in vars(kind) if not name.startswith("_")} - {"close", "aclose"}
+#: a parent whose threads rest, and a child that needs them
+FORK = """
+import json, os, signal, threading
+import httpx
+from forecache import Client
 
-    assert calls(Client) == calls(AsyncClient)
+ITEM = json.loads('''%s''')
+both = threading.Barrier(2)
+
+def answer(request):
+    both.wait()  # each part has a thread of its own
+    ids = json.loads(request.content)["entity_ids"]
+    return httpx.Response(200, json={"predictions": [{**ITEM, "entity_id": one} for one in ids]})
+
+with Client(transport=httpx.MockTransport(answer)) as client:
+    assert len(client.predict_many(range(2000))) == 2000
+    child = os.fork()
+    if not child:
+        signal.alarm(30)
+        both = threading.Barrier(2)
+        os._exit(len(client.predict_many(range(2000))) != 2000)
+    raise SystemExit(os.waitpid(child, 0)[1])
+"""
+
+
+def test_a_forked_process_sends_the_parts_of_a_call_by_threads_of_its_own() -> None:
+    done = subprocess.run([sys.executable, "-P", "-c", FORK % json.dumps(ITEM)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def _calls(kind: type) -> dict[str, Any]:
+    """The parameters of each public call, and of making the client; their transports differ in type."""
+    names = {name for name in vars(kind) if not name.startswith("_")} - {"close", "aclose"}
+    return {
+        name: [
+            (one.name, one.kind, one.default, None if one.name == "transport" else one.annotation)
+            for one in inspect.signature(getattr(kind, name)).parameters.values()
+        ]
+        for name in [*names, "__init__"]
+    }
+
+
+@pytest.mark.parametrize(("one", "other"), [(Client, AsyncClient), (Job, AsyncJob)])
+def test_both_clients_have_the_same_calls_with_the_same_parameters(one: type, other: type) -> None:
+    assert _calls(one) == {**_calls(other), "__init__": _calls(one)["__init__"]}
+    assert [name for name, *_ in _calls(one)["__init__"]] == [name for name, *_ in _calls(other)["__init__"]]
 
 
 @pytest.mark.parametrize(
