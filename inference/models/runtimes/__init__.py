@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import gc
-import os
-import re
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +12,14 @@ from typing import Any
 from inference.errors import ModelError
 from inference.features import FeatureContract
 from inference.models.formats import SAVED_MODEL, Format, check_allowed, check_archive, require_model_file
-from inference.models.runtimes.runtime import LoadOptions, Runtime, SavedSignature, SignedRuntime
+from inference.models.runtimes.runtime import (
+    LoadOptions,
+    Runtime,
+    SavedSignature,
+    SignedRuntime,
+    is_startup_note,
+    without_startup_notes,
+)
 
 __all__ = [
     "LoadOptions",
@@ -30,12 +32,6 @@ __all__ = [
     "signatures_of",
     "without_startup_notes",
 ]
-
-_STDERR = 2
-#: notes, and the notice about messages before the start of logging
-_NOTE = re.compile(rb"^(I\d{4} |WARNING: All log messages before absl::InitializeLog)")
-#: an error only on a machine with a GPU
-_NO_GPU = re.compile(rb"^E\d{4} .*(cuInit|cuda)", re.IGNORECASE)
 
 
 def load_runtime(
@@ -99,29 +95,3 @@ def _import(format_: Format) -> Any:
     gc.collect()
     gc.freeze()
     return runtime
-
-
-@contextmanager
-def without_startup_notes() -> Iterator[None]:
-    """Hold back stderr while the block runs, then write it without TensorFlow's notes.
-
-    TensorFlow's C++ prints them while it starts, whatever the log level.
-    """
-    saved = os.dup(_STDERR)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), _STDERR)
-        try:
-            yield
-        finally:
-            os.dup2(saved, _STDERR)
-            os.close(saved)
-            held.seek(0)
-            has_gpu = Path("/dev/nvidiactl").exists()
-            for line in held:
-                if not is_startup_note(line, has_gpu=has_gpu):
-                    os.write(_STDERR, line)
-
-
-def is_startup_note(line: bytes, *, has_gpu: bool) -> bool:
-    """Tell whether a line of stderr needs no action of an operator."""
-    return bool(_NOTE.match(line)) or (not has_gpu and bool(_NO_GPU.match(line)))

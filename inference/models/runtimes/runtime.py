@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,11 @@ _FRAME_LINES = ("Graph execution error", "Detected at node", "<stack", "File ", 
 _NODE = re.compile(r"^(\{\{[^}]*\}\}\s*)+")
 #: how to make the rows free in most libraries
 _FREE_ROWS = "export it with None there (PyTorch: a torch.export.Dim)"
+_STDERR = 2
+#: notes, and the notice about messages before the start of logging
+_NOTE = re.compile(rb"^(I\d{4} |WARNING: All log messages before absl::InitializeLog)")
+#: an error only on a machine with a GPU
+_NO_GPU = re.compile(rb"^E\d{4} .*(cuInit|cuda)", re.IGNORECASE)
 
 
 _answer_by: ContextVar[float | None] = ContextVar("answer_by", default=None)
@@ -153,6 +159,32 @@ def gpu_memory_mib() -> list[int]:
             field="workers.gpu_memory_share",
         ) from error
     return sizes
+
+
+@contextmanager
+def without_startup_notes() -> Iterator[None]:
+    """Hold back stderr while the block runs, then write it without TensorFlow's notes.
+
+    TensorFlow's C++ prints them while it starts and while it looks for GPUs, whatever the log level.
+    """
+    saved = os.dup(_STDERR)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), _STDERR)
+        try:
+            yield
+        finally:
+            os.dup2(saved, _STDERR)
+            os.close(saved)
+            held.seek(0)
+            has_gpu = Path("/dev/nvidiactl").exists()
+            for line in held:
+                if not is_startup_note(line, has_gpu=has_gpu):
+                    os.write(_STDERR, line)
+
+
+def is_startup_note(line: bytes, *, has_gpu: bool) -> bool:
+    """Tell whether a line of stderr needs no action of an operator."""
+    return bool(_NOTE.match(line)) or (not has_gpu and bool(_NO_GPU.match(line)))
 
 
 class NoRows(ModelError):

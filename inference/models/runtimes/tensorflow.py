@@ -22,6 +22,7 @@ from inference.models.runtimes.runtime import (
     gpu_memory_mib,
     row_spec,
     telling_line,
+    without_startup_notes,
 )
 from inference.protocols.tensors import as_text, most_rows, objects, wrong_shape
 from inference.schema import Block, DType, GraphSignature, GraphTensor, Signature, TensorSpec, rows_in
@@ -215,7 +216,9 @@ def prepare_gpus(gpu_memory_share: float | None) -> None:
 
     Must run before any other use of TensorFlow's devices.
     """
-    gpus = tf.config.list_physical_devices("GPU")
+    # TensorFlow looks for GPUs here, not when it is imported
+    with without_startup_notes():
+        gpus = tf.config.list_physical_devices("GPU")
     sizes = gpu_memory_mib() if gpus and gpu_memory_share is not None else []
     for index, gpu in enumerate(gpus):
         if gpu_memory_share is None:

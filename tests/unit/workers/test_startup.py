@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import pytest
 
 from inference.errors import StoreUnavailable
 from inference.models.runtimes import is_startup_note, without_startup_notes
+from tests.support.redis_server import missing
 from workers.__main__ import worker_arguments
 from workers.inspect import parse_wanted
 from workers.startup import check_pool, named_pool, wait_for_store
@@ -84,3 +88,13 @@ def test_a_silent_gpu_is_told_of_only_where_there_is_one() -> None:
     line = b"E0000 00:00:1.2 1 cuda_platform.cc:52] failed call to cuInit: INTERNAL: CUDA error"
     assert is_startup_note(line, has_gpu=False)
     assert not is_startup_note(line, has_gpu=True)
+
+
+@pytest.mark.slow  # it starts TensorFlow
+def test_tensorflow_says_nothing_while_it_looks_for_gpus() -> None:
+    if find_spec("tensorflow") is None:
+        missing("tensorflow")
+    look = "from inference.models.runtimes import _import; from inference.models.formats import FORMATS; "
+    look += "_import(next(one for one in FORMATS if one.name == 'saved_model')).prepare_gpus(None)"
+    done = subprocess.run([sys.executable, "-P", "-c", look], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
