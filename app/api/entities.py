@@ -6,27 +6,23 @@ import asyncio
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request, Response
-from pydantic import AwareDatetime, BaseModel, WithJsonSchema
+from fastapi import APIRouter, Query, Response
+from pydantic import AwareDatetime, BaseModel
 
-from app.api.hot_path import entity_id_of
 from app.api.problems import documented
-from app.api.process import ApiProcess, Process
+from app.api.process import ApiProcess, NamedEntity, NamedModel, Process
 from app.api.request_bodies import JsonRoute
-from app.api.schemas import ENTITY_ID_SCHEMA, JsonResponse
+from app.api.schemas import JsonResponse
 from inference.clock import to_iso
 from inference.forgetting import ForgetReport
 from inference.store import ForgottenEntity
 
 router = APIRouter(tags=["entities"], route_class=JsonRoute)
 
-PREFIX = "/entities/"
 FORGET_ENTITY = "forecache.forget_entity"
 MAX_WAIT_S = 60
 _FIRST_LOOK_S, _LONGEST_LOOK_S = 0.05, 1.0
 
-EntityId = Annotated[str, Path(), WithJsonSchema(ENTITY_ID_SCHEMA)]
-ModelName = Annotated[str | None, Query(description="may be left out when one is configured")]
 WaitS = Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="seconds to wait until all is removed")]
 
 
@@ -76,10 +72,9 @@ class ForgottenListBody(BaseModel):
     responses={202: {"model": ForgottenBody}, **documented(400, 404, 503)},
 )
 async def forget_entity(
-    entity_id: EntityId,  # noqa: ARG001 - for the document: the path itself tells of bad UTF-8
+    entity_id: NamedEntity,
+    model: NamedModel,
     process: Process,
-    request: Request,
-    model: ModelName = None,
     until: AwareDatetime | None = None,
     wait_s: WaitS = 5.0,
 ) -> Response:
@@ -87,53 +82,36 @@ async def forget_entity(
 
     202: not all is removed yet, or something is left; ask GET, or send it again.
     """
-    name, _ = process.settings.model(model)
-    entity = entity_id_of(request.scope, PREFIX)
     ends = None if until is None else until.timestamp()
-    await process.in_thread(lambda: process.deployment.forgetting.add(name, entity, until=ends))
+    await process.in_thread(lambda: process.deployment.forgetting.add(model, entity_id, until=ends))
     asked_at = await process.in_thread(process.deployment.cache.now)
-    await process.enqueue(FORGET_ENTITY, [{"model": name, "entity_id": entity}])
-    entry, report = await _wait(process, name, entity, asked_at, wait_s)
-    body = _body(name, entity, entry, report)
+    await process.enqueue(FORGET_ENTITY, [{"model": model, "entity_id": entity_id}])
+    entry, report = await _wait(process, model, entity_id, asked_at, wait_s)
+    body = _body(model, entity_id, entry, report)
     return JsonResponse(body, 200 if body["done"] else 202)
 
 
 @router.put("/entities/{entity_id:path}", response_model=ForgottenBody, responses=documented(400, 404, 503))
-async def allow_entity(
-    entity_id: EntityId,  # noqa: ARG001 - see above
-    process: Process,
-    request: Request,
-    model: ModelName = None,
-) -> Response:
+async def allow_entity(entity_id: NamedEntity, model: NamedModel, process: Process) -> Response:
     """Take an entity off the list of forgotten ones. What was removed comes back with the next run and update."""
-    name, _ = process.settings.model(model)
-    entity = entity_id_of(request.scope, PREFIX)
-    await process.in_thread(lambda: process.deployment.forgetting.lift(name, entity))
-    process.service.forget_unknown(name, [entity])
-    return JsonResponse(_body(name, entity, None, None))
+    await process.in_thread(lambda: process.deployment.forgetting.lift(model, entity_id))
+    process.service.forget_unknown(model, [entity_id])
+    return JsonResponse(_body(model, entity_id, None, None))
 
 
 @router.get("/entities", response_model=ForgottenListBody, responses=documented(400, 404, 503))
-async def list_forgotten(process: Process, model: ModelName = None) -> Response:
+async def list_forgotten(process: Process, model: NamedModel) -> Response:
     """Return the list of forgotten entities, the oldest first. It has no ids, but keyed digests."""
-    name, _ = process.settings.model(model)
-    listed = await process.in_thread(lambda: process.deployment.forgetting.listed(name))
+    listed = await process.in_thread(lambda: process.deployment.forgetting.listed(model))
     entities = [_shown(entry) for entry in listed.entries if entry.holds(listed.now)]
-    return JsonResponse({"model": name, "entities": entities})
+    return JsonResponse({"model": model, "entities": entities})
 
 
 @router.get("/entities/{entity_id:path}", response_model=ForgottenBody, responses=documented(400, 404, 503))
-async def get_forgotten(
-    entity_id: EntityId,  # noqa: ARG001 - see above
-    process: Process,
-    request: Request,
-    model: ModelName = None,
-) -> Response:
+async def get_forgotten(entity_id: NamedEntity, model: NamedModel, process: Process) -> Response:
     """Return whether an entity is forgotten, and what was removed of it in the last day."""
-    name, _ = process.settings.model(model)
-    entity = entity_id_of(request.scope, PREFIX)
-    found = await process.in_thread(lambda: process.deployment.forgetting.find(name, entity))
-    return JsonResponse(_body(name, entity, *found))
+    found = await process.in_thread(lambda: process.deployment.forgetting.find(model, entity_id))
+    return JsonResponse(_body(model, entity_id, *found))
 
 
 async def _wait(

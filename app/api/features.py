@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Response
 from pydantic import AwareDatetime, BaseModel, Field, WithJsonSchema, WrapValidator, field_validator
 
-from app.api.hot_path import entity_id_of
 from app.api.problems import documented
-from app.api.process import ApiProcess, Process
+from app.api.process import ApiProcess, NamedEntity, NamedModel, Process
 from app.api.request_bodies import JsonRoute
 from app.api.schemas import ENTITY_ID_SCHEMA, MAX_ROWS, Body, JsonResponse, list_as_sent, object_as_sent
 from inference.errors import ModelUnavailable
@@ -19,9 +18,7 @@ from inference.features.updates import FeatureUpdate, UpdateResult
 
 router = APIRouter(prefix="/features", tags=["features"], route_class=JsonRoute)
 
-PREFIX = "/features/"
 EntityId = Annotated[str, WithJsonSchema(ENTITY_ID_SCHEMA)]
-ModelName = Annotated[str | None, Query(description="may be left out when one is configured")]
 
 
 class FeaturesBody(Body):
@@ -91,24 +88,16 @@ class UpdatedItemsBody(BaseModel):
 
 
 @router.put("", response_model=UpdatedItemsBody, responses=documented(400, 404, 409, 413, 503))
-async def put_features_of_many(body: ItemsBody, process: Process, model: ModelName = None) -> Response:
+async def put_features_of_many(body: ItemsBody, model: NamedModel, process: Process) -> Response:
     """Store features of up to 1 000 entities, all or none, except where newer ones are stored."""
-    name, _ = process.settings.model(model)
-    results = await _write(process, name, [item.update(item.entity_id) for item in body.items], "items.{}.")
-    return JsonResponse({"model": name, "items": [result.to_json() for result in results]})
+    results = await _write(process, model, [item.update(item.entity_id) for item in body.items], "items.{}.")
+    return JsonResponse({"model": model, "items": [result.to_json() for result in results]})
 
 
 @router.put("/{entity_id:path}", response_model=UpdatedBody, responses=documented(400, 404, 409, 413, 503))
-async def put_features(
-    entity_id: Annotated[EntityId, Path()],  # noqa: ARG001 - for the document: the path itself tells of bad UTF-8
-    body: FeaturesBody,
-    process: Process,
-    request: Request,
-    model: ModelName = None,
-) -> Response:
+async def put_features(entity_id: NamedEntity, model: NamedModel, body: FeaturesBody, process: Process) -> Response:
     """Store some or all features of an entity, except where newer ones are stored. The next answer uses them."""
-    name, _ = process.settings.model(model)
-    [result] = await _write(process, name, [body.update(entity_id_of(request.scope, PREFIX))], "")
+    [result] = await _write(process, model, [body.update(entity_id)], "")
     return JsonResponse(result.to_json())
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextvars import copy_context
 from functools import lru_cache
 from typing import Any
-from urllib.parse import parse_qsl, unquote_to_bytes
+from urllib.parse import parse_qsl
 
 import orjson
 from fastapi import Response
@@ -29,6 +29,7 @@ from app.api.requests import (
     begin_request,
     check_query,
     end_span,
+    entity_id_of,
     header_of,
     headers_of_others,
     with_request_id,
@@ -36,7 +37,7 @@ from app.api.requests import (
 from app.api.schemas import ENTITY_ID_SCHEMA, ExplainableTerms, ExplainedBody
 from inference import tracing
 from inference.entities import check_entity_id
-from inference.errors import BadEntityId, ForecacheError
+from inference.errors import ForecacheError
 from inference.logs import RequestId
 from inference.serving import Answer, PredictionService
 from inference.serving.service import Request
@@ -222,21 +223,6 @@ def _terms(raw_query: bytes) -> tuple[str | None, float | None, float | None, st
         check_query(sent, _PARAMETERS)
     terms = ExplainableTerms.model_validate(found)
     return terms.model, terms.max_staleness_s, terms.timeout_s, terms.explain
-
-
-def entity_id_of(scope: Scope, prefix: str) -> str:
-    """Return the entity id at the end of a path, as the client sent it.
-
-    Raises:
-        BadEntityId: the path is not UTF-8; servers would decode it into another entity's id.
-    """
-    path: str = scope["path"]
-    if not path.isascii():
-        try:
-            unquote_to_bytes(scope.get("raw_path") or b"").decode()
-        except UnicodeDecodeError as error:
-            raise BadEntityId("entity_id is not valid UTF-8", field="entity_id") from error
-    return path[len(prefix) :]
 
 
 def openapi_operation() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from app.api.problems import documented
-from app.api.process import Process
+from app.api.process import NamedModel, Process
 from app.api.request_bodies import JsonRoute
 from app.api.schemas import HitRateBody, JsonResponse
 from inference.batch import RunState
@@ -283,11 +283,10 @@ async def get_metrics(process: Process) -> Response:
 @router.get("/hit-rate", response_model=HitRateBody, responses=documented(400, 404, 503), tags=["hits"])
 async def get_hit_rate(
     process: Process,
-    model: str | None = None,
+    model: NamedModel,
     window_s: Annotated[int, Query(ge=1, le=MAX_WINDOW_S)] = USUAL_WINDOW_S,
 ) -> Response:
     """Return the outcomes of a model's requests, for all minutes that the last `window_s` seconds touch."""
-    name, _ = process.settings.model(model)
-    found = await process.in_thread(lambda: process.deployment.hits.statistics(name, window_s))
+    found = await process.in_thread(lambda: process.deployment.hits.statistics(model, window_s))
     counts = found.counts.to_json() | {"versions": found.versions_json()}
-    return JsonResponse({"model": name, "window_s": window_s, **counts})
+    return JsonResponse({"model": model, "window_s": window_s, **counts})

@@ -14,10 +14,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Request
+from fastapi import Depends, Path, Query, Request
+from pydantic import WithJsonSchema
 
 from app.api.drain import Drain
 from app.api.models import ModelCard, ModelCards
+from app.api.requests import check_utf8
+from app.api.schemas import ENTITY_ID_SCHEMA
 from inference.deployment import Deployment
 from inference.errors import StoreUnavailable
 from inference.monitoring.counters import HitRecorder
@@ -202,3 +205,20 @@ async def _process_of(request: Request) -> ApiProcess:
 
 #: type of a route's parameter: the process that serves the request
 Process = Annotated[ApiProcess, Depends(_process_of)]
+
+
+async def _model_of(
+    process: Process, model: Annotated[str | None, Query(description="may be left out when one is configured")] = None
+) -> str:
+    return process.settings.model(model)[0]
+
+
+async def _entity_of(entity_id: Annotated[str, Path(), WithJsonSchema(ENTITY_ID_SCHEMA)], request: Request) -> str:
+    check_utf8(request.scope)
+    return entity_id
+
+
+#: type of a route's parameter: the model that the query names, or the only one
+NamedModel = Annotated[str, Depends(_model_of)]
+#: type of a route's parameter: the entity id at the end of the path
+NamedEntity = Annotated[str, Depends(_entity_of)]

@@ -15,6 +15,7 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 
 from fastapi import HTTPException, Request, Response
+from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
@@ -138,7 +139,7 @@ class JsonRoute(APIRoute):
         """Return the function that answers a request."""
         answer = super().get_route_handler()
         expected = self.body_field
-        parameters = {one.alias for one in self.dependant.query_params}
+        parameters = _query_names(self.dependant)
 
         async def read_first(request: Request) -> Response:
             if parameters and request.scope["query_string"]:
@@ -199,3 +200,8 @@ async def _read_json(request: Request) -> _ReadRequest:
         rows = max((len(document[name]) for name in _ROWS if isinstance(document.get(name), list)), default=0)
         request.app.access.charge(request.scope, rows=rows)
     return _ReadRequest(request, body, document)
+
+
+def _query_names(function: Dependant) -> set[str]:
+    """Return the query parameters of a route's function and of what it depends on."""
+    return {one.alias for one in function.query_params}.union(*map(_query_names, function.dependencies))

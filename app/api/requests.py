@@ -7,12 +7,13 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, get_args
+from urllib.parse import unquote_to_bytes
 
 from pydantic import BaseModel
 from starlette.types import Message, Receive, Scope, Send
 
 from inference import tracing
-from inference.errors import BadInput, cut, quoted
+from inference.errors import BadEntityId, BadInput, cut, quoted
 from inference.field_errors import WANTED, describe_field_error
 from inference.logs import RequestId, work_for
 
@@ -148,6 +149,30 @@ class ClientWatch:
 
     def _was_ours(self) -> bool:
         return self._working is not None and self._working.uncancel() == 0
+
+
+def entity_id_of(scope: Scope, prefix: str) -> str:
+    """Return the entity id at the end of a path, as the client sent it.
+
+    Raises:
+        BadEntityId: the path is not UTF-8.
+    """
+    path: str = scope["path"]
+    if not path.isascii():
+        check_utf8(scope)
+    return path[len(prefix) :]
+
+
+def check_utf8(scope: Scope) -> None:
+    """Check that a path is UTF-8; otherwise servers would decode it into another entity's id.
+
+    Raises:
+        BadEntityId: it is not.
+    """
+    try:
+        unquote_to_bytes(scope.get("raw_path") or b"").decode()
+    except UnicodeDecodeError as error:
+        raise BadEntityId("entity_id is not valid UTF-8", field="entity_id") from error
 
 
 def as_bad_input(found: Sequence[Mapping[str, Any]], expected: Any = None) -> BadInput:
