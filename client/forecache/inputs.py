@@ -34,8 +34,12 @@ def entity_ids_of(values: Any) -> list[str]:
     """Return the ids of a list, a pandas Series or Index, or any iterable.
 
     Raises:
-        BadRequest: it is a single text, or an id is of a wrong kind.
+        BadRequest: it is a single text or a table, or an id is of a wrong kind.
     """
+    if hasattr(values, "columns"):
+        raise BadRequest(
+            "entity_ids: this is a table: give its column of ids, or its rows as instances=", field="entity_ids"
+        )
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise BadRequest("entity_ids: give a list of ids; for one id call predict", field="entity_ids")
     return [entity_id_of(value) for value in values]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from forecache.answers import Failed, Prediction
 from forecache.client import Client
-from forecache.errors import BadRequest, Unavailable
+from forecache.errors import BadRequest, Unavailable, UnknownModel
 from forecache.inputs import entity_id_of, entity_ids_of
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class LocalReader:
 
     Raises:
         ImportError: the server's package is missing; the message says how to install it.
-        BadRequest: the settings are wrong, or do not have the model.
+        BadRequest: the settings are wrong; `UnknownModel`: they do not have the model.
     """
 
     def __init__(
@@ -246,7 +246,8 @@ def _open_store(
             allows_degraded=degraded,
         )
     except ServerError as error:
-        raise BadRequest(error.message, code=error.code, field=error.field) from None
+        kind = UnknownModel if error.code == "unknown-model" else BadRequest
+        raise kind(error.message, code=error.code, field=error.field) from None
 
 
 class _Shared:

@@ -9,9 +9,10 @@ import threading
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,8 @@ from inference.outcomes import Outcome
 from inference.redis.clients import AsyncClient, Client
 from inference.redis.keys import Keys
 from inference.settings import ModelSettings
+
+T = TypeVar("T")
 
 log = get_logger(__name__)
 
@@ -281,6 +284,23 @@ def _take(ids: list[str]) -> list[str]:
     return taken
 
 
+class _PoollessLoop(asyncio.SelectorEventLoop):
+    """Makes blocking calls itself: it has one task, and at a process's exit pools of threads are gone."""
+
+    def run_in_executor(  # type: ignore[override]  # the base class's types are narrower
+        self,
+        executor: object,  # noqa: ARG002 - there is none
+        func: Callable[..., T],
+        *args: Any,
+    ) -> asyncio.Future[T]:
+        done: asyncio.Future[T] = self.create_future()
+        try:
+            done.set_result(func(*args))
+        except Exception as error:  # noqa: BLE001 - whoever awaits it gets it
+            done.set_exception(error)
+        return done
+
+
 class RecorderThread:
     """Has a recorder, and flushes it once a second: for a process without an event loop of its own."""
 
@@ -295,26 +315,38 @@ class RecorderThread:
         self._client = client
         self._fill = fill
         self.recorder = HitRecorder(client, keys, models=models)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._keep()), name="recorder", daemon=True)
+        self._loop = _PoollessLoop()
+        self._stopped = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
         atexit.register(self.stop)
 
     def stop(self) -> None:
         """Flush the rest and end the thread. May be called again."""
         atexit.unregister(self.stop)
-        self._stopped.set()
+        if self._thread.is_alive():
+            with suppress(RuntimeError):  # the loop was closed just now
+                self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join(2 * FLUSH_EVERY_S)
+
+    def _run(self) -> None:
+        self._loop.run_until_complete(self._keep())
+        self._loop.close()
 
     async def _keep(self) -> None:
         failures = Failures(__name__, "hits")
         async with self._client:
             is_last = False
             while not is_last:
-                is_last = await asyncio.to_thread(self._stopped.wait, FLUSH_EVERY_S)
+                is_last = await self._is_stopped_within(FLUSH_EVERY_S)
                 with failures.kept_here():
                     self._fill(self.recorder)
                     await self.recorder.flush()
+
+    async def _is_stopped_within(self, seconds: float) -> bool:
+        with suppress(TimeoutError):
+            return await asyncio.wait_for(self._stopped.wait(), seconds)
+        return False
 
 
 #: prefix of the fields that count fallbacks' answers; NAME:OUTCOME follows

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from inference.settings import AccessLogSettings, ModelSettings
 from tests.support.history import KEYS, publish_generation
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
+from tests.support.stack import child_environment
 
 pytestmark = pytest.mark.integration
 
@@ -319,3 +322,24 @@ def test_a_process_without_an_event_loop_logs_in_a_thread(redis_client: Client, 
     thread.stop()
     assert AccessSample.load(redis_client, KEYS, "delay", 14).total == 2
     thread.stop()
+
+
+#: a service that ends without closing its LocalReader does the same
+ENDS = """
+import sys
+from inference.monitoring.counters import RecorderThread
+from inference.redis.clients import REQUEST, open_async_client
+from inference.redis.keys import Keys
+
+thread = RecorderThread(open_async_client(sys.argv[1], REQUEST), Keys(sys.argv[2]), {})
+thread.recorder.record_asked("delay", ["1", "2"])
+"""
+
+
+def test_a_process_that_just_ends_logs_the_rest_and_says_nothing(
+    redis_client: Client, redis_server: RedisServer
+) -> None:
+    command = [sys.executable, "-P", "-c", ENDS, redis_server.url(), KEYS.prefix]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, env=child_environment())
+    assert ended.stderr == ""
+    assert AccessSample.load(redis_client, KEYS, "delay", 14).total == 2

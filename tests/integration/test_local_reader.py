@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecache import BadRequest, Client, LocalReader, Prediction, Unavailable, UnknownEntity
+from forecache import BadRequest, Client, LocalReader, Prediction, Unavailable, UnknownEntity, UnknownModel
 from inference.local_reader.follower import GenerationFollower
 from inference.local_reader.packed import PackedWriter
 from inference.monitoring.access_sample import AccessSample
@@ -455,7 +455,7 @@ def test_without_a_generation_waiting_says_why(published: Published) -> None:
 
 
 def test_wrong_settings_are_named(published: Published) -> None:
-    with pytest.raises(BadRequest, match="known: delay"):
+    with pytest.raises(UnknownModel, match="known: delay"):
         LocalReader("dely", settings=published.settings)
     with pytest.raises(BadRequest, match="no-such-file"):
         LocalReader(settings=published.folder / "no-such-file.toml")

@@ -38,6 +38,11 @@ def test_a_single_id_is_no_list(values: Any) -> None:
         entity_ids_of(values)
 
 
+def test_a_table_is_no_list_of_ids() -> None:
+    with pytest.raises(BadRequest, match="give its column of ids, or its rows as instances="):
+        entity_ids_of(pd.DataFrame({"user": ["a", "b"], "age": [1, 2]}))
+
+
 def test_a_table_becomes_objects() -> None:
     table = pd.DataFrame(
         {"age": [1.5, None], "city": ["A", None], "at": pd.to_datetime(["2026-01-01", None], utc=True)}
