@@ -27,7 +27,7 @@ from app.cli import (
     processes,
     simulate,
 )
-from inference.errors import ForecacheError, SettingsError, UnknownModel
+from inference.errors import BadEntityId, BadInput, ForecacheError, SettingsError, UnknownModel
 from inference.stored_data import installed_release
 
 #: exit codes of the contract
@@ -93,13 +93,18 @@ def main() -> None:
         app(prog_name="forecache")
     except ForecacheError as error:
         typer.echo(f"forecache: {error.message}", err=True)
-        sys.exit(USAGE if isinstance(error, SettingsError | UnknownModel) else FAILED)
+        sys.exit(USAGE if _is_wrong_usage(error) else FAILED)
     except Exception as error:
         # the traceback belongs into the log of a service
         if os.environ.get(DEBUG) or sys.argv[1:2] in processes.SERVICES:
             raise
         typer.echo(f"forecache: {_unexpected(error)}", err=True)
         sys.exit(FAILED)
+
+
+def _is_wrong_usage(error: ForecacheError) -> bool:
+    """Tell whether an argument or a setting is wrong. Other subclasses of BadInput are about models and data."""
+    return isinstance(error, SettingsError | UnknownModel | BadEntityId) or type(error) is BadInput
 
 
 def _require_text(arguments: list[str]) -> None:

@@ -57,7 +57,7 @@ def advise(
         print_json([advice.to_json() for advice in advices])
     else:
         for advice in advices:
-            _print(advice, explain=explain)
+            _print(advice, table.currency, explain=explain)
     if write:
         _write(advices, quiet=as_json)
 
@@ -85,7 +85,8 @@ def _as_options(values: Mapping[str, float]) -> dict[str, Figure]:
     return {name: Figure(value, Basis.OPTION, option_of(name)) for name, value in values.items()}
 
 
-def _print(advice: Advice, *, explain: bool) -> None:
+def _print(advice: Advice, currency: str, *, explain: bool) -> None:
+    values = {name: with_unit(name, number.value, currency) for name, number in advice.numbers.items()}
     typer.echo(f"{advice.model}: {advice.approach.value} (confidence {advice.confidence.value})")
     for reason in advice.reasons:
         typer.echo(f"  {reason}")
@@ -95,7 +96,7 @@ def _print(advice: Advice, *, explain: bool) -> None:
     if explain:
         print_rows(
             ("number", "value", "because"),
-            [(name, number.value, number.how) for name, number in advice.numbers.items()],
+            [(name, values[name], number.how) for name, number in advice.numbers.items()],
         )
         typer.echo("")
         print_rows(
@@ -108,9 +109,24 @@ def _print(advice: Advice, *, explain: bool) -> None:
             ],
         )  # fmt: skip
     else:
-        print_fields({name.replace("_", " "): number.value for name, number in advice.numbers.items()})
+        print_fields({name.replace("_", " "): value for name, value in values.items()})
     typer.echo("")
     print_summary(advice.curves)
+
+
+def with_unit(name: str, value: float | str | None, currency: str) -> float | str | None:
+    """Return a number of the advice as people read it; None and texts as they are."""
+    if value is None or isinstance(value, str):
+        return value
+    if name in ("hit_rate", "answers_within_ttl"):
+        return f"{value:.1%}"
+    units = {
+        "cost_per_day": currency,
+        "cost_per_1000_served": currency,
+        "break_even": "requests per entity and day",
+        "never_read": "predictions",
+    }
+    return f"{value:.4g} {units[name]}" if name in units else value
 
 
 # --- the settings file ---

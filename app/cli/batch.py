@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.cli.context import AnyModel, RunId, open_deployment
 from app.cli.context import OneModel as Model
-from app.cli.context import RunId, open_deployment
 from app.cli.output import AsJson, cell_text, note, print_fields, print_json, print_rows, shortened
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _wake_maintenance(deployment: Deployment) -> None:
 
 @app.command("list")
 def list_runs(
-    model: Annotated[str | None, typer.Argument(help="By default all models.")] = None,
+    model: AnyModel = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the latest runs, newest first, with their generations and which of them serves."""

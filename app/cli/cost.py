@@ -168,7 +168,9 @@ def _sentences(shown: Estimate, inputs: CostInputs) -> list[str]:
             f"hybrid: runs cost more than the instances that they save, so the cheapest one caches answers and "
             f"precomputes nothing; with everything precomputed it costs {shown.hybrid.everything:.6g}"
         )
-    lines.append(f"if a run fails and nothing is cached, {shown.hybrid.if_a_run_fails} instances answer all requests")
+    alone = shown.hybrid.if_a_run_fails
+    answer = "instance answers" if alone == 1 else "instances answer"
+    lines.append(f"if a run fails and nothing is cached, {alone} {answer} all requests")
     return lines
 
 

@@ -18,12 +18,14 @@ _BYTES = 32
 
 @app.command()
 def new(
-    name: Annotated[str, typer.Argument(help="Who uses the key.")],
-    scope: Annotated[list[str] | None, typer.Option(help="read, enqueue, write or admin; may be repeated.")] = None,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Who uses the key.")],
+    scope: Annotated[
+        list[str] | None, typer.Option(help="read, enqueue, write, forget or admin; may be repeated.")
+    ] = None,
     rate: Annotated[str | None, typer.Option(help="Limit of rows, such as 600/minute; 8 KiB count as one row.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key. It is shown only once; forecache.toml gets only its hash."""
+    """Make a key, and print the lines to add to forecache.toml. The key is shown only once; they hold its hash."""
     from pydantic import ValidationError
 
     from inference.field_errors import describe_error_in_file

@@ -202,7 +202,7 @@ class Deltas:
         except (BadInput, OSError) as error:
             raise NoBase(f"the vectors of run {run_id} cannot be read: {sentence_of(error)}") from error
         if vectors is None:
-            raise NoBase(f"run {run_id} kept no vectors, or they were lost")
+            raise NoBase(f"run {run_id} kept no digests, or they were lost")
         return vectors
 
     def _remove(self, run: RunRecord, before: Vectors, ours: Vectors) -> int:

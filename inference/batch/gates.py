@@ -196,7 +196,8 @@ def _coverage(facts: RunFacts) -> Gate:
 
 
 def _but_forgotten(entities: int) -> str:
-    return f", without {entities:,} forgotten ones" if entities else ""
+    were = "was" if entities == 1 else "were"
+    return f", without {entities:,} that {were} forgotten" if entities else ""
 
 
 def _features(facts: RunFacts, stored: int) -> Gate:

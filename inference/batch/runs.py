@@ -302,7 +302,10 @@ class Runs:
         if run.state is RunState.HELD:
             told |= {"approved_by": by, "approved_at": now}
         self._reopen(run, RunState.PUBLISHING, expected=[run.state], **told)
-        log.warning("run.forced" if force else "run.approved", run_id=run_id, by=by)
+        if force:
+            log.warning("run.forced", run_id=run_id, by=by)
+        else:
+            log.info("run.approved", run_id=run_id, by=by)
         return self.show(run_id)
 
     def diff(self, run_id: str, options: DiffOptions | None = None) -> RunDiff:
@@ -398,9 +401,13 @@ def _look_before(
         BadInput: the options exclude each other, or the settings.
     """
     if shadow and version is None:
-        raise BadInput("a shadow run scores a version that does not serve: name it", field="model_version")
+        raise BadInput(
+            "a shadow run scores a version that does not serve: name it as its model_version", field="model_version"
+        )
     if version is not None and not shadow:
-        raise BadInput("a run scores the version that serves; only a shadow run scores another", field="model_version")
+        raise BadInput(
+            "model_version is for shadow runs: other runs score the version that serves", field="model_version"
+        )
     if is_partial and (hold or shadow):
         word = "shadow" if shadow else "hold"
         raise BadInput(f"{word} goes with a run of the whole table, not with entities or since", field=word)

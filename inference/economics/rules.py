@@ -49,7 +49,7 @@ class Fact(NamedTuple):
 
 
 FACTS: dict[str, Fact] = {
-    "latency_ms": Fact("How long a reader may wait."),
+    "latency_ms": Fact("How long a caller may wait."),
     "max_staleness_hours": Fact("How old an answer may be."),
     "stable_hours": Fact("How long a prediction stays right."),
     "feature_ms": Fact("What one entity's features take to compute."),
@@ -57,9 +57,9 @@ FACTS: dict[str, Fact] = {
     "coverage": Fact("Share of entities that are asked for, 0 to 1.", most=1.0, range="from 0 to 1"),
     "peak_ratio": Fact("Requests at the peak over the mean, from 1.", least=1.0, range="1 or more"),
     "fresh_features": Fact("Features of this very moment are needed.", is_flag=True),
-    "immediate_feedback": Fact("The reader's last action must count.", is_flag=True),
+    "immediate_feedback": Fact("The user's last action must count.", is_flag=True),
     "high_value": Fact("A single answer decides much.", is_flag=True),
-    "mixed_latency": Fact("Some readers can wait, others cannot.", is_flag=True),
+    "mixed_latency": Fact("Some callers can wait, others cannot.", is_flag=True),
     "cost_matters": Fact("Low cost is a goal.", is_flag=True),
     "performance_matters": Fact("Fast answers are a goal.", is_flag=True),
     "must_answer": Fact("An answer is needed while a part is down.", is_flag=True),
@@ -179,7 +179,7 @@ _BATCH, _REALTIME, _HYBRID = Approach.BATCH, Approach.REALTIME, Approach.HYBRID
 
 RULES: tuple[Rule, ...] = (
     Rule("latency-not-critical", _BATCH, "Latency is not critical", ("latency_ms",), _at_least(PATIENT_MS),
-         "a reader who can wait a minute can wait for a run"),
+         "a caller that can wait a minute can wait for a run"),
     Rule("needed-for-all", _BATCH, "Predictions needed for all entities", ("coverage",), _at_least(MOST_ENTITIES),
          "predictions that are needed anyway are cheaper in one run"),
     Rule("expensive-features", _BATCH, "Features are expensive to compute", ("feature_ms",),
@@ -201,7 +201,7 @@ RULES: tuple[Rule, ...] = (
     Rule("high-value", _REALTIME, "High-value decisions", ("high_value",), _yes,
          "an important decision deserves the newest data"),
     Rule("mixed-latency", _HYBRID, "Mix of latency requirements", ("mixed_latency",), _yes,
-         "each reader is served by the way that fits"),
+         "each caller is served by the way that fits"),
     Rule("cost-and-performance", _HYBRID, "Want cost + performance", ("cost_matters", "performance_matters"), _yes,
          "hits are cheap and fast, and only misses are computed"),
     Rule("tolerates-staleness", _HYBRID, "Can tolerate some staleness", ("max_staleness_hours",), _at_least(1 / 60),

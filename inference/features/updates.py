@@ -308,7 +308,7 @@ def _check_event_time(event_at: float, now: float, field: str) -> None:
 def _refuse(rows: FeatureRows, positions: Sequence[int], place: str) -> None:
     if rows.reasons:
         row, first = min(rows.first_reasons().items())
-        named = first.feature and first.feature not in first.reason
+        named = first.feature and quoted(first.feature) not in first.reason
         message = f"feature {quoted(first.feature)}: {first.reason}" if named else first.reason
         raise _placed(ContractError(message, field=first.feature or None), positions[row], place)
 

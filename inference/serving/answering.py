@@ -122,7 +122,7 @@ def usable(
 ) -> Wanted:
     """Return the rows that can be computed; the others get the reason as their error."""
     for row, why in rows.first_reasons().items():
-        named = why.feature and why.feature not in why.reason
+        named = why.feature and quoted(why.feature) not in why.reason
         message = f"feature {why.feature!r}: {why.reason}" if named else why.reason
         answers.errors[int(positions[row])] = ContractError(message, field=why.feature or "instances")
     good = ~rows.rejected

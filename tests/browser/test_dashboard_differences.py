@@ -185,7 +185,7 @@ def test_the_page_of_runs_and_the_list_tell_what_each_run_scored(desk: Desk) -> 
     titles = browser.script(
         "return [...document.querySelectorAll('#runs-list tbody tr')].map((row) => row.children[2].title)"
     )
-    assert "kept no vectors" in titles[1]
+    assert "kept no digests" in titles[1]
     assert "[object" not in browser.text("body")
     assert browser.complaints() == []
     listed = desk.stack.cli("batch", "list").stdout

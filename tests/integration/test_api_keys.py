@@ -155,7 +155,7 @@ def test_an_open_address_needs_keys_or_a_word(tmp_path: Path) -> None:
 )
 def test_a_wrong_option_is_one_line_that_names_it(tmp_path: Path, arguments: list[str], words: str) -> None:
     done = run_cli(tmp_path, "keys", "new", "shop", *arguments)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 

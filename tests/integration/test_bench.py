@@ -42,5 +42,5 @@ def test_without_an_api_it_measures_nothing_and_says_what_to_start(tmp_path: Pat
 def test_a_model_without_a_table_has_no_entities_to_ask_for(tmp_path: Path) -> None:
     (tmp_path / "forecache.toml").write_text('[models.m]\npath = "m"\n')
     done = run_cli(tmp_path, "bench")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "set models.m.features" in done.stderr

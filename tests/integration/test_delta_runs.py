@@ -265,7 +265,7 @@ def test_what_a_delta_run_cannot_build_on_makes_it_a_full_run_and_says_so(world:
     world.configure(delta=False)
     world.write(numbered(100))
     world.publish(delta=False)
-    assert "kept no vectors" in (world.publish().full_reason or "")  # and keeps them itself
+    assert "kept no digests" in (world.publish().full_reason or "")  # and keeps them itself
     assert world.publish().full_reason is None
 
     registry = ModelRegistry(world.client, KEYS)
@@ -406,7 +406,7 @@ def test_a_lost_folder_makes_one_full_run(world: DeltaWorld) -> None:
     world.write(numbered(50))
     world.publish()
     shutil.rmtree(world.root / ".forecache/delta")
-    assert "kept no vectors, or they were lost" in (world.publish().full_reason or "")
+    assert "kept no digests, or they were lost" in (world.publish().full_reason or "")
     assert world.publish().rows_carried == 50
 
 
@@ -421,7 +421,7 @@ def test_a_folder_without_room_costs_a_full_run_nothing_and_is_named_by_a_delta_
     assert (done.state, world.answers("e49")) == (RunState.PUBLISHED, [98.0])
     assert (done.error or "").startswith("the next delta run will score all rows: ")
     assert "delta_path must be a folder" in (done.error or "")
-    assert "kept no vectors" in (world.finish(world.request(delta=True)).full_reason or "")
+    assert "kept no digests" in (world.finish(world.request(delta=True)).full_reason or "")
 
     (world.root / ".forecache/delta").unlink()
     world.publish()

@@ -207,7 +207,7 @@ def test_the_next_runs_leave_it_out_until_it_is_lifted(world: ForgettingWorld, d
     assert mentions(world.client) == []
     assert ids_in_files(world.root) == set()
     assert [gate.detail for gate in done.gates if gate.name == "coverage"] == [
-        "all 120 entities are stored, without 2 forgotten ones"
+        "all 120 entities are stored, without 2 that were forgotten"
     ]
     if delta:
         assert (done.full_reason, done.rows_carried, done.rows_rescored) == (None, 119, 1)

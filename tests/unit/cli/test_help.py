@@ -12,6 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from app.cli import EXAMPLES, app
+from inference.settings.processes import Scope
 from tests.support.stack import run_cli
 
 ROOT: Any = typer.main.get_command(app)
@@ -109,3 +110,8 @@ def test_the_completion_script_can_be_shown(tmp_path: Path) -> None:
     # which shell runs is found among the parent processes; here it is named instead
     script = run(tmp_path, "--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert "complete -o default -F _forecache_completion forecache" in script
+
+
+def test_the_help_of_keys_names_every_scope() -> None:
+    shown = CliRunner().invoke(app, ["keys", "new", "--help"], env={"COLUMNS": "120"}).output
+    assert [one.value for one in Scope if one.value not in shown] == []

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from app.cli import batch
+from app.cli.advise import with_unit
 from app.cli.output import cell_text, print_fields, print_json, print_rows, shortened
 from inference.outcomes import Outcome
 
@@ -111,3 +113,18 @@ def test_json_keeps_emoji_and_numbers_whole(capsys: pytest.CaptureFixture[str]) 
 )
 def test_cells_read_well(value: object, text: str) -> None:
     assert cell_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("hit_rate", 0.8, "80.0%"),
+        ("cost_per_day", 120.0013, "120 USD"),
+        ("break_even", 0.0, "0 requests per entity and day"),
+        ("ttl", "27h", "27h"),
+        ("batch_workers", 1, 1),
+        ("never_read", None, None),
+    ],
+)
+def test_the_numbers_of_advice_have_units(name: str, value: Any, shown: Any) -> None:
+    assert with_unit(name, value, "USD") == shown

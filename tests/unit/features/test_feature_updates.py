@@ -177,6 +177,13 @@ def test_one_bad_update_refuses_all_of_them(
     assert room.stored("good") is None
 
 
+def test_a_missing_value_names_its_feature_even_if_the_sentence_holds_that_word(room: Room) -> None:
+    contract = FeatureContract((Feature("a", DType.FLOAT32),))
+    writer = FeatureWriter(room.features, room.predictions, contract, keep_s=60)
+    with pytest.raises(ContractError, match=r"^feature 'a': missing, and the feature has no default$"):
+        writer.write([wrong({"a": None})])
+
+
 @pytest.mark.parametrize("ahead_s", [0.0, 4.0, CLOCK_TOLERANCE_S])
 def test_an_event_time_a_moment_ahead_counts_as_now(room: Room, ahead_s: float) -> None:
     assert room.put(at=NOW + ahead_s, x=1) == (True, np.floor(NOW))
