@@ -11,7 +11,7 @@ import typer
 from app.cli.context import OneModel, load_settings, open_deployment, with_options
 from app.cli.output import AsJson, note, print_json, print_rows
 from inference.economics.inputs import FIELDS, Basis, CostInputs, Figure, check_figure, complete_figures, option_of
-from inference.errors import BadInput, ForecacheError, SettingsError
+from inference.errors import ForecacheError, SettingsError
 
 if TYPE_CHECKING:
     from inference.economics.estimate import ArticleEstimate, Estimate
@@ -189,7 +189,7 @@ def draw_cost(inputs: CostInputs, file: Path, *, currency: str) -> None:
 
     Raises:
         SettingsError: the file's name does not end in .png or .svg, or matplotlib is not installed.
-        BadInput: the file cannot be written.
+        ForecacheError: the file cannot be written.
     """
 
     def paint(canvas: Any) -> None:
@@ -205,7 +205,7 @@ def draw(paint: Callable[[Any], None], file: Path, inches: tuple[float, float]) 
 
     Raises:
         SettingsError: the file's name does not end in .png or .svg, or matplotlib is not installed.
-        BadInput: the file cannot be written.
+        ForecacheError: the file cannot be written.
     """
     suffix = file.suffix.lower()
     if suffix not in (".png", ".svg"):
@@ -225,7 +225,7 @@ def draw(paint: Callable[[Any], None], file: Path, inches: tuple[float, float]) 
             unfinished.replace(file)
         except OSError as error:
             unfinished.unlink(missing_ok=True)
-            raise BadInput(f"--picture: {file} cannot be written ({error.strerror})", field="picture") from error
+            raise ForecacheError(f"--picture: {file} cannot be written ({error.strerror})", field="picture") from error
 
 
 def _draw_curve(axes: Any, inputs: CostInputs, currency: str) -> None:

@@ -125,7 +125,7 @@ def draw_curves(found: TrafficCurves, file: Path, *, currency: str) -> None:
 
     Raises:
         SettingsError: the file's name does not end in .png or .svg, or matplotlib is not installed.
-        BadInput: the file cannot be written.
+        ForecacheError: the file cannot be written.
     """
     shown = found.curves
 

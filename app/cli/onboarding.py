@@ -339,7 +339,7 @@ def _write(target: SettingsTarget, proposed: Proposal, contract: Mapping[Path, s
 
     Raises:
         Conflict: the settings file has other content; the block to paste into it is printed instead.
-        BadInput: a file cannot be written; nothing has changed.
+        ForecacheError: a file cannot be written; nothing has changed.
     """
     final = {place: _at_home(place, folder) for place in contract}
     block = proposal.render_model(proposed)

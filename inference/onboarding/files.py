@@ -33,13 +33,15 @@ class ModelFolder:
         """Move the folder to its home. Unless `keep` follows, it is removed again.
 
         Raises:
-            BadInput: it cannot be moved there.
+            ForecacheError: it cannot be moved there.
         """
         if self.path != self.home:
             try:
                 self.path.rename(self.home)
             except OSError as error:
-                raise BadInput(f"{self.home} cannot be written ({error.strerror}): nothing was changed") from error
+                raise ForecacheError(
+                    f"{self.home} cannot be written ({error.strerror}): nothing was changed"
+                ) from error
             self.path = self.home
 
     def keep(self) -> None:
@@ -82,7 +84,7 @@ def model_folder(path: Path, home: Path) -> Iterator[ModelFolder]:
 
     Raises:
         Conflict: `home` exists.
-        BadInput: the copy cannot be written.
+        ForecacheError: the copy cannot be written.
     """
     if not path.is_file():
         yield ModelFolder(path, path)
@@ -115,7 +117,7 @@ def _copy(file: Path, place: Path) -> None:
         if (file.parent / CONTRACT_FILE).is_file():
             shutil.copy2(file.parent / CONTRACT_FILE, place.parent.parent / CONTRACT_FILE)
     except OSError as error:
-        raise BadInput(f"{place.parent} cannot be written ({error.strerror}): nothing was changed") from error
+        raise ForecacheError(f"{place.parent} cannot be written ({error.strerror}): nothing was changed") from error
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class SettingsTarget:
 
         Raises:
             SettingsError: it is not TOML; names line and column.
-            BadInput: it does not exist, and its folder cannot be written.
+            ForecacheError: it does not exist, and its folder cannot be written.
         """
         if file.exists():
             return cls(file, read_toml(file), force, add)
@@ -190,7 +192,7 @@ class StagedFiles:
         """Move every file to its destination. If one fails, restore those before it.
 
         Raises:
-            BadInput: a destination cannot be written; nothing has changed.
+            ForecacheError: a destination cannot be written; nothing has changed.
         """
         before: dict[Path, bytes | None] = {}
         try:
@@ -212,7 +214,7 @@ def staged(texts: Mapping[Path, str]) -> Iterator[StagedFiles]:
     """Write each text (destination → text) beside its destination. Files that are not committed are removed.
 
     Raises:
-        BadInput: a folder cannot be written, or a text is not valid Unicode; no file is left.
+        ForecacheError: a folder cannot be written, or a text is not valid Unicode; no file is left.
     """
     files = {place: place.with_name(f".{place.name}.{os.getpid()}.new") for place in texts}
     try:
@@ -239,11 +241,11 @@ def check_writable(folder: Path) -> None:
     """Refuse a folder in which no file can be created, before a long step begins.
 
     Raises:
-        BadInput: it does not exist or is read-only.
+        ForecacheError: it does not exist or is read-only.
     """
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise BadInput(f"folder {folder} cannot be written: run this where you may write, nothing was changed")
+        raise ForecacheError(f"folder {folder} cannot be written: run this where you may write, nothing was changed")
 
 
-def _cannot_write(place: Path, error: OSError) -> BadInput:
-    return BadInput(f"{place} cannot be written ({error.strerror}): nothing was changed")
+def _cannot_write(place: Path, error: OSError) -> ForecacheError:
+    return ForecacheError(f"{place} cannot be written ({error.strerror}): nothing was changed")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.errors import BadInput, Conflict, SettingsError
+from inference.errors import BadInput, Conflict, ForecacheError, SettingsError
 from inference.onboarding.files import SettingsTarget, staged
 
 MINE = '[models.delay]\npath = "m"\n'
@@ -31,7 +31,7 @@ def test_an_error_before_the_commit_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there_leaves_nothing_in_the_other(tmp_path: Path) -> None:
     with (
-        pytest.raises(BadInput, match="nothing was changed"),
+        pytest.raises(ForecacheError, match="nothing was changed"),
         staged({tmp_path / "a": "1", tmp_path / "no" / "b": "2"}),
     ):
         pytest.fail("not reached")
@@ -50,7 +50,7 @@ def test_when_the_second_file_cannot_be_placed_the_first_is_put_back(tmp_path: P
         (tmp_path / "a").write_text(before)
     (tmp_path / "b").mkdir()  # no file can take the place of a folder
     with (
-        pytest.raises(BadInput, match="b cannot be written"),
+        pytest.raises(ForecacheError, match="b cannot be written"),
         staged({tmp_path / "a": "1", tmp_path / "b": "2"}) as files,
     ):
         files.commit()
