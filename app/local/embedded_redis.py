@@ -104,7 +104,8 @@ class EmbeddedRedis:
 
     def url(self, database: int) -> str:
         """Return the URL of one database; it contains the password."""
-        return f"redis://:{self.password}@{LOOPBACK}:{self.port}/{database}"
+        # redis-cli takes a URL with a password and no user for one of a user without a name
+        return f"redis://default:{self.password}@{LOOPBACK}:{self.port}/{database}"
 
     def announce(self, pid: int | None) -> None:
         """Write the address file. `pid` None: the server has not started yet."""

@@ -117,7 +117,7 @@ def _copy(file: Path, place: Path) -> None:
         if (file.parent / CONTRACT_FILE).is_file():
             shutil.copy2(file.parent / CONTRACT_FILE, place.parent.parent / CONTRACT_FILE)
     except OSError as error:
-        raise ForecacheError(f"{place.parent} cannot be written ({error.strerror}): nothing was changed") from error
+        raise _cannot_write(place.parent, error) from error
 
 
 @dataclass(frozen=True)

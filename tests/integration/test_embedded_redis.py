@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -16,7 +17,7 @@ import redis
 from app.local import embedded_redis
 from inference.errors import SettingsError
 from inference.settings import RedisSettings, Settings, find_embedded_redis, load_settings
-from tests.support.redis_server import EACH_SERVER, find_redis_binary
+from tests.support.redis_server import EACH_SERVER, find_redis_binary, missing
 from tests.support.supervised import Supervised
 from tests.support.waiting import wait_for
 
@@ -127,10 +128,19 @@ def test_no_password_stands_in_a_command_line_or_in_the_output(supervise: Superv
     up = _started(supervise)
     found = find_embedded_redis(up.root)
     assert found
-    password = found["url"].split("@")[0].removeprefix("redis://:")
+    password = found["url"].split("@")[0].removeprefix("redis://default:")
     assert len(password) > 30
     assert password not in up.output()
     assert not [child for child in up.descendants() if password in " ".join(child.cmdline())]
+
+
+def test_redis_cli_takes_its_address_as_it_stands(supervise: Supervise) -> None:
+    if shutil.which("redis-cli") is None:
+        missing("redis-cli")
+    found = find_embedded_redis(_started(supervise).root)
+    assert found
+    said = subprocess.run(["redis-cli", "-u", found["cache_url"], "PING"], capture_output=True, text=True, check=False)
+    assert said.stdout.strip() == "PONG", said.stderr
 
 
 def test_another_command_in_the_folder_finds_it(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
