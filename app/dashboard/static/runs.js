@@ -163,7 +163,7 @@ function runRow(run, shown, serving) {
   parameters.set("run", run.run_id);
   link.href = "?" + parameters;
   link.addEventListener("click", (event) => { event.preventDefault(); choose("run", run.run_id); });
-  const share = run.state === "published" || !run.rows_total ? "" : " (" + percent(run.rows_done / run.rows_total) + ")";
+  const share = run.state === "published" || !run.rows_total || run.rows_done === run.rows_total ? "" : " (" + percent(run.rows_done / run.rows_total) + ")";
   return element("tr", run.run_id === shown ? "table-active" : "",
     element("td", "", link), element("td", "", badge(run.state)), kind(run), element("td", "", run.trigger),
     element("td", "", localTime(run.started_at || run.created_at)),
