@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from flower.urls import settings as flower_settings
 from flower.utils import broker, prepend_url
 from kombu.transport.redis import Transport
 from tornado.template import Loader, Template
+from tornado.web import RedirectHandler, url
 
 from app.dashboard.access import Credentials
 from app.dashboard.pages import PAGES, OutsidePrefix, SharedReads, page_handlers
@@ -57,7 +59,10 @@ def build_flower(deployment: Deployment, celery_app: Celery, credentials: Creden
         options |= {"default_handler_class": OutsidePrefix, "default_handler_args": {"prefix": prefix}}
     flower = Flower(capp=celery_app, options=default_options, **{**flower_settings, **options})
     handlers = page_handlers(deployment, SharedReads(flower.executor))
-    flower.add_handlers(r".*", [rewrite_handler(one, prefix) for one in handlers] if prefix else handlers)
+    if prefix:  # people leave out the last slash
+        start = url(f"/{re.escape(prefix)}", RedirectHandler, {"url": f"/{prefix}/", "permanent": False})
+        handlers = [start, *(rewrite_handler(one, prefix) for one in handlers)]
+    flower.add_handlers(r".*", handlers)
     return flower
 
 

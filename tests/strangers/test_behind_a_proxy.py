@@ -161,6 +161,12 @@ def test_flowers_buttons_work_through_the_documented_proxy(flower: DashboardProc
         assert (pressed.status_code, "generation" in pressed.json()["error"]) == (409, True)
 
 
+def test_flowers_prefix_without_its_last_slash_leads_on(flower: DashboardProcess) -> None:
+    """As typed, and as in https://github.com/mher/flower/issues/1207."""
+    led = httpx.get(f"http://127.0.0.1:{flower.port}/ops/flower", auth=flower.auth, timeout=20)
+    assert (led.status_code, led.headers.get("location")) == (302, "/ops/flower/")
+
+
 def test_flower_says_what_a_proxy_leaves_out(flower: DashboardProcess, tmp_path: Path) -> None:
     port = free_port()
     servers = f"""server {{ listen 127.0.0.1:{port};
