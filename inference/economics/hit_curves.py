@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any
@@ -122,7 +122,7 @@ class _Visits:
         cycle, slot = np.full(count, -1, np.int64), np.zeros(count, np.int64)
         return cls(chain, begun, ended, accesses, visit, cycle, np.zeros(count, np.bool_), slot)
 
-    def where(self, mask: Mask) -> _Visits:
+    def where(self, mask: Mask | Integers) -> _Visits:
         return _Visits(*(values[mask] for values in vars(self).values()))
 
     @property
@@ -144,29 +144,62 @@ def _by_runs(visits: _Visits, slots: Floats, run_s: float, fresh_s: float) -> _V
     first, last = (np.searchsorted(published, at + _EPSILON, "right") - 1 for at in (visits.begun, visits.ended))
     rows = np.repeat(np.arange(len(first)), last - first + 1)
     cycle = first[rows] + np.arange(len(rows)) - np.searchsorted(rows, rows)
-    begun, gap, accesses = visits.begun[rows], visits.gap[rows], visits.accesses[rows]
-
-    def first_at(instants: Floats) -> Floats:
-        """Return the number of each row's first access at or after an instant."""
-        return np.clip(np.ceil((instants - begun) / gap - _EPSILON), 0, accesses)
-
-    begins, ends = first_at(published[cycle]), first_at(published[cycle + 1])
-    stale = np.clip(np.floor((slots[cycle] + fresh_s - begun) / gap + _EPSILON) + 1, begins, ends)
-    later = np.clip(first_at(slots[cycle + 1]), begins, ends)
-    cuts = np.stack([begins, np.minimum(stale, later), np.maximum(stale, later), ends], 1)
-    low, high = cuts[:, :-1], cuts[:, 1:]
-    some = np.flatnonzero((high > low).ravel())
-    row, low, high = some // 3, low.ravel()[some], high.ravel()[some]
-    return _Visits(
-        visits.chain[rows][row],
-        begun[row] + low * gap[row],
-        begun[row] + (high - 1) * gap[row],
-        (high - low).astype(np.int64),
-        visits.visit[rows][row],
-        cycle[row],
-        low < stale[row],
-        cycle[row] + (low >= later[row]),
+    low, high = published[cycle], published[cycle + 1]
+    # an access at the last fresh instant is fresh
+    stale = np.clip(slots[cycle] + fresh_s + 2 * _EPSILON, low, high)
+    later = np.clip(slots[cycle + 1], low, high)
+    edges = np.stack([low, np.minimum(stale, later), np.maximum(stale, later), high], 1)
+    low, high = edges[:, :-1], edges[:, 1:]
+    is_fresh, is_later = high <= stale[:, None], low >= later[:, None]
+    row = np.arange(3 * len(rows)) // 3
+    pieces = visits.where(rows[row])
+    pieces = replace(
+        pieces, cycle=cycle[row], is_fresh=is_fresh.ravel(), slot=cycle[row] + is_later.ravel(), visit=visits.visit[rows[row]]
     )
+    return _cut(pieces, low.ravel(), high.ravel())
+
+
+def _cut(pieces: _Visits, low: Floats, high: Floats) -> _Visits:
+    """Return the accesses of each piece: those of its visit from `low` until before `high`.
+
+    A visit's first and last access are known, the others came at random times between.
+    """
+    rng = np.random.default_rng(len(low))
+    begun, ended, accesses = pieces.begun, pieces.ended, pieces.accesses
+    has_first = (begun >= low - _EPSILON) & (begun < high - _EPSILON)
+    has_last = (ended >= low - _EPSILON) & (ended < high - _EPSILON) & (accesses > 1)
+    low, high = np.maximum(low, begun), np.minimum(high, ended)
+    between = _drawn(rng, pieces.visit, np.maximum(accesses - _KNOWN, 0), np.maximum(high - low, 0.0))
+    some = np.flatnonzero(has_first | has_last | (between > 0))
+    has_first, has_last, between, low, high = (each[some] for each in (has_first, has_last, between, low, high))
+    begun, ended = begun[some], ended[some]
+    # the first and the last of so many random times
+    chance, later = rng.random((2, len(some)))
+    first = low + (high - low) * (1 - chance ** (1 / np.maximum(between, 1)))
+    first = np.where(has_first, begun, np.where(between > 0, first, ended))
+    rest = between - ~has_first
+    last = np.where(rest > 0, first + (high - first) * later ** (1 / np.maximum(rest, 1)), first)
+    return replace(
+        pieces.where(some),
+        begun=first,
+        ended=np.where(has_last, ended, last),
+        accesses=between + has_first + has_last,
+    )
+
+
+def _drawn(rng: np.random.Generator, visit: Integers, accesses: Integers, lengths: Floats) -> Integers:
+    """Return how many of a visit's random accesses come in each of its pieces, which have these lengths."""
+    found = np.zeros(len(visit), np.int64)
+    at = np.flatnonzero(np.append(True, np.diff(visit) != 0)[: len(visit)])
+    after = np.append(at[1:], len(visit))
+    left, rest = accesses[at], np.add.reduceat(lengths, at) if len(at) else lengths
+    while True:
+        going = (at < after) & (left > 0)
+        at, after, left, rest = at[going], after[going], left[going], rest[going]
+        if not len(at):
+            return found
+        found[at] = rng.binomial(left, np.clip(lengths[at] / np.maximum(rest, _EPSILON), 0, 1))
+        at, left, rest = at + 1, left - found[at], rest - lengths[at]
 
 
 def _numbered(changes: Mask, count: int) -> Integers:
