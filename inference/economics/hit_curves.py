@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from inference.batch.schedule import slots_between
 from inference.economics.policies import Policy
-from inference.monitoring.access_sample import AccessSample
+from inference.monitoring.access_sample import EVERYBODY, AccessSample
 from inference.monitoring.asked_filters import DAY_S
 
 Floats = npt.NDArray[np.float64]
@@ -74,7 +74,8 @@ class Ranking(StrEnum):
 @lru_cache(maxsize=_REMEMBERED)
 def hit_rate(sample: AccessSample, policy: Policy) -> HitRate:
     """Return the hit rate of all logged accesses, if runs score every entity. The store is empty at first."""
-    return _estimate(sample, misses(sample, policy), sorted(sample.totals))
+    apart = _apart(sample)
+    return _estimate(apart, misses(apart, policy), sorted(sample.totals))
 
 
 def misses(sample: AccessSample, policy: Policy, precomputed: Mask | None = None) -> Integers:
@@ -96,6 +97,28 @@ def misses(sample: AccessSample, policy: Policy, precomputed: Mask | None = None
     for part in parts:
         np.add.at(found, part.visit, _misses_in_chains(part, policy.realtime_fresh_s))
     return found
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _apart(sample: AccessSample) -> AccessSample:
+    """Return the sample with the popular visits of each entity as one more entity, whose number is that much larger.
+
+    Of the entities under the threshold, both are known: all accesses, and those that are known of every popular one.
+    """
+    if sample.rate == 1:
+        return replace(sample, popular=np.zeros(len(sample.entity), np.bool_))
+    of_sample, of_popular = np.flatnonzero(sample.under_threshold), np.flatnonzero(sample.popular)
+    rows = np.concatenate([of_sample, of_popular])
+    entity = sample.entity[rows]
+    entity[len(of_sample) :] += np.uint64(EVERYBODY)
+    return replace(
+        sample,
+        entity=entity,
+        begun=sample.begun[rows],
+        ended=sample.ended[rows],
+        accesses=sample.accesses[rows],
+        popular=sample.popular[rows],
+    )
 
 
 @dataclass(frozen=True)
@@ -269,11 +292,11 @@ def _next_true(mask: Mask) -> Integers:
 def _estimate(sample: AccessSample, missed: Integers, days: Sequence[int], moved: Numbers | None = None) -> HitRate:
     """Return the hit rate of some days by the misses of each visit in them.
 
-    `moved`: of each visit, by how much its entity moves the cutoff of a ranking, in misses.
+    `moved`: of each entity under the threshold, by how much it moves the cutoff of a ranking, in misses.
     """
     total = sum(sample.totals[day] for day in days)
     unsure = _UNSURE * _joined(sample, min(days, default=0) * DAY_S) / max(total, 1)
-    known = float(missed[sample.popular].sum())
+    known = float(missed[_of_popular(sample)].sum())
     others = _Others.of(sample, missed, days)
     if not total or (sample.rate < 1 and len(others.missed) < _LEAST):
         return HitRate(0.0, 0.0, 1.0)
@@ -283,8 +306,7 @@ def _estimate(sample: AccessSample, missed: Integers, days: Sequence[int], moved
     residual = others.missed - others.facts @ slopes
     scaled = sample.distinct * float(residual.mean())
     if moved is not None:
-        entity, count = _under_threshold(sample)
-        residual = residual + moved[sample.under_threshold][np.searchsorted(entity, np.arange(count))]
+        residual = residual + moved
     residual = (residual - residual.mean()) / (1 - weight)
     # the count of entities is not exact, and without a miss or a hit nobody knows more than the rule of three
     accesses, part = others.facts[:, 0], math.sqrt(1 - sample.rate)
@@ -316,28 +338,32 @@ class _Others:
     def of(cls, sample: AccessSample, missed: Integers, days: Sequence[int]) -> _Others:
         # every entity of the sample counts, also one without an access on these days, or one that was always popular
         since, day = min(days, default=0), (sample.begun // DAY_S).astype(np.int64)
-        counted = ~sample.popular & (day >= since)
-        facts = [cls._sums(sample, np.where(counted, sample.accesses, 0))]
+        facts = [np.where(day >= since, sample.accesses, 0)]
         totals = [float(sum(sample.totals[one] - sample.popular_totals.get(one, 0) for one in days))]
         if len(day) and all(one in sample.day_entities for one in days):
-            begins = np.append(True, (np.diff(sample.entity) != 0) | (np.diff(day) != 0) | np.diff(sample.popular))
-            facts.append(cls._sums(sample, counted & begins))
-            popular = int(np.count_nonzero(begins & sample.popular & (day >= since)))
+            facts.append((day >= since) & np.append(True, (np.diff(sample.entity) != 0) | (np.diff(day) != 0)))
+            popular = int(np.count_nonzero(facts[-1] & _of_popular(sample)))
             totals.append(max(sum(sample.day_entities[one] for one in days) - popular, 0.0))
-        return cls(cls._sums(sample, np.where(counted, missed, 0)), np.stack(facts, 1), np.array(totals, np.float64))
-
-    @staticmethod
-    def _sums(sample: AccessSample, of_visit: Numbers) -> Floats:
-        entity, count = _under_threshold(sample)
-        sums: Floats = np.bincount(entity, of_visit[sample.under_threshold], count).astype(np.float64)
-        return sums
+        # what the popular visits alone say of all popular entities is off by as much as it is for those of the sample
+        differences = [_differences(sample, each) for each in (np.where(day >= since, missed, 0), *facts)]
+        return cls(differences[0], np.stack(differences[1:], 1), np.array(totals, np.float64))
 
 
-def _under_threshold(sample: AccessSample) -> tuple[Integers, int]:
-    """Return the number of the entity of each visit under the threshold, and how many entities these are."""
-    entity = sample.entity[sample.under_threshold]
-    number = _numbered(np.diff(entity) != 0, len(entity))
-    return number, int(number[-1]) + 1 if len(number) else 0
+def _of_popular(sample: AccessSample) -> Mask:
+    """Tell of each visit whether it is one of a popular entity, apart from the sample."""
+    found: Mask = sample.entity >= np.uint64(EVERYBODY)
+    return found
+
+
+def _differences(sample: AccessSample, of_visit: Numbers) -> Floats:
+    """Return the sums by entity under the threshold: of its visits, less those of its popular visits alone."""
+    is_popular = _of_popular(sample)
+    entities = np.unique(sample.entity[~is_popular])
+    place = np.searchsorted(entities, sample.entity & np.uint64(EVERYBODY - 1))
+    counted = sample.entity & np.uint64(EVERYBODY - 1) < np.uint64(round(sample.rate * EVERYBODY))
+    signed = of_visit * np.where(is_popular, -1, 1)
+    sums: Floats = np.bincount(place[counted], signed[counted], len(entities)).astype(np.float64)
+    return sums
 
 
 def _within(value: float, deviation: float, more: float = 0.0) -> HitRate:
@@ -348,7 +374,8 @@ def _joined(sample: AccessSample, since: float) -> float:
     """Return how many accesses since an instant are in visits whose times are not all known."""
     unknown = (sample.accesses > _KNOWN) & (sample.ended > sample.begun) & (sample.begun >= since)
     accesses = sample.accesses[unknown] - _KNOWN
-    return float((accesses / np.where(sample.popular[unknown], 1.0, sample.rate)).sum())
+    weight = np.where(sample.popular[unknown], _of_popular(sample)[unknown], 1 / sample.rate)
+    return float((accesses * weight).sum())
 
 
 def _spread(residuals: Numbers) -> float:
@@ -386,14 +413,15 @@ class RankCurve:
     """Hit rates of the last days, if runs score the first entities of a ranking by the days before.
 
     `place`: of each visit's entity in the ranking: how many entities of all, in the sample or not, come before it.
-    `missed`, `left`: misses of each visit, if runs do not score its
-    entity, and if they do. `predicted`: the last days; `most`: the number of all entities.
+    `weight`: how many entities it stands for. `missed`, `left`: misses of each visit, if runs do not score its entity,
+    and if they do. `predicted`: the last days; `most`: the number of all entities.
     """
 
     sample: AccessSample
     predicted: Sequence[int]
     most: float
     place: Floats
+    weight: Floats
     missed: Integers
     left: Integers
 
@@ -402,9 +430,10 @@ class RankCurve:
         first = self.place < entities
         # one more of the first entities in the sample pushes another one over the edge: this many misses more
         near = abs(self.place - entities) < _NEAR * self.most
-        gained = (self.missed - self.left)[near] * np.where(self.sample.popular[near], 1.0, 1 / self.sample.rate)
+        gained = ((self.missed - self.left) * self.weight)[near]
         a_place = float(gained.sum()) / (min(entities, _NEAR * self.most) + _NEAR * self.most)
-        return _estimate(self.sample, np.where(first, self.left, self.missed), self.predicted, first * a_place)
+        moved = a_place * _differences(self.sample, first * _is_first(self.sample))
+        return _estimate(self.sample, np.where(first, self.left, self.missed), self.predicted, moved)
 
 
 @lru_cache(maxsize=_REMEMBERED)
@@ -418,21 +447,23 @@ def rank_curve(
     numbers = sorted(sample.totals)
     if len(numbers) < 2:
         return None
-    predicted = numbers[-(len(numbers) // 2) :]
+    sample, predicted = _apart(sample), numbers[-(len(numbers) // 2) :]
     late = sample.begun >= predicted[0] * DAY_S
     accesses, newest, days = _before(sample, numbers[: numbers.index(predicted[0])])
     keys = (newest, accesses) if ranking is Ranking.HOTTEST else (accesses, newest)
     # nobody can rank who was never asked for: they are spread among all others that were not
     entity, known = _entities(sample), int(np.count_nonzero(days))
     order = np.concatenate([np.lexsort(keys)[::-1][:known], _scattered(np.flatnonzero(days == 0))])
-    stands_for = _stand_for(sample)[order]
+    weight = _weights(sample)
+    stands_for = weight[order]
     ranked = float(stands_for[:known].sum())
     most = max(entities or 0.0, float(stands_for.sum()))
     stands_for[known:] *= (most - ranked) / max(float(stands_for[known:].sum()), _EPSILON)
     place = np.empty(len(order))
-    place[order] = np.cumsum(stands_for) - stands_for
+    before = np.cumsum(stands_for) - stands_for
+    place[order] = (np.maximum.accumulate(before) + np.minimum.accumulate(before[::-1])[::-1]) / 2
     missed, left = (np.where(late, each, 0) for each in (misses(sample, policy, ~late & late), misses(sample, policy)))
-    return RankCurve(sample, predicted, most, place[entity], np.maximum(missed, left), left)
+    return RankCurve(sample, predicted, most, place[entity], weight[entity], np.maximum(missed, left), left)
 
 
 def _before(sample: AccessSample, early: Sequence[int]) -> tuple[Floats, Floats, Integers]:
@@ -447,8 +478,8 @@ def _before(sample: AccessSample, early: Sequence[int]) -> tuple[Floats, Floats,
     accesses, newest = np.bincount(entity[is_early], sample.accesses[is_early], count), np.full(count, -np.inf)
     np.maximum.at(newest, entity[is_early], sample.ended[is_early])
     days = np.bincount(seen[seen % 2**20 <= early[-1]] // 2**20, minlength=count)
-    partly = np.ones(count, np.bool_)
-    partly[entity[sample.under_threshold]] = False
+    partly = np.zeros(count, np.bool_)
+    partly[entity[_of_popular(sample)]] = True
     average = np.bincount(entity, sample.accesses, count) / np.bincount(seen // 2**20, minlength=count)
     missing = np.where(partly, len(early) - days, 0)
     is_last = day == early[-1]
@@ -469,13 +500,21 @@ def _latest_by_chance(at: Floats, accesses: Floats) -> Floats:
     return np.where(place < 0, -np.inf, np.sort(at)[np.maximum(place, 0).astype(np.intp)])
 
 
-def _stand_for(sample: AccessSample) -> Floats:
-    """Return how many entities each one of the sample stands for: one that was popular stands for itself."""
-    entity, count = _entities(sample), sample.entities
-    was_popular = np.bincount(entity, sample.popular, count) > 0
-    others = count - int(was_popular.sum())
-    each = max(sample.distinct - (count - others), others) / max(others, 1)
-    return np.where(was_popular, 1.0, each)
+def _weights(sample: AccessSample) -> Floats:
+    """Return how many entities each one of the sample stands for.
+
+    Popular visits alone stand for their entity, unless it is known better, as one of the sample.
+    """
+    entity = sample.entity[np.flatnonzero(_is_first(sample))]
+    is_popular, known = entity >= np.uint64(EVERYBODY), entity & np.uint64(EVERYBODY - 1)
+    each = sample.distinct / max(int(np.count_nonzero(~is_popular)), 1)
+    is_known_better = known < np.uint64(round(sample.rate * EVERYBODY))
+    return np.where(is_popular, 1.0 - each * is_known_better, each)
+
+
+def _is_first(sample: AccessSample) -> Mask:
+    """Tell of each visit whether it is the first one of its entity."""
+    return np.append(True, np.diff(sample.entity) != 0)[: len(sample.entity)]
 
 
 def _scattered(entities: Integers) -> Integers:
