@@ -28,7 +28,9 @@ from inference.monitoring.access_sample import (
     SampledDay,
     cut,
     day_bytes,
+    hottest,
     joined,
+    most_counted,
     most_popular,
     sample_bytes,
     visits_at,
@@ -182,7 +184,9 @@ def sampled(trace: Trace, rate: float) -> AccessSample:
         if visits.nbytes > room:
             visits, threshold = cut(visits, threshold, room)
         entities = float(len(np.unique(trace.entity[first:end])))
-        read[number] = SampledDay(visits, threshold, int(end - first), apart, int(is_popular.sum()), entities)
+        rest = np.flatnonzero(~is_popular) + first
+        counted, _ = hottest(visits_at(hashes[rest], 0.0, EVERYBODY), most_counted(len(numbers)))
+        read[number] = SampledDay(visits, threshold, int(end - first), apart, int(is_popular.sum()), entities, counted)
     # the number of entities as a HyperLogLog counts it
     distinct = len(np.unique(trace.entity)) * (1 + 0.0081 * np.random.default_rng(int(rate * 1e6)).standard_normal())
     return AccessSample.of(read, since=float(trace.at[0]), until=float(trace.at[-1]), distinct=distinct)

@@ -14,7 +14,7 @@ jackknife): so one hot entity in the sample cannot hide how much it matters.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
@@ -49,6 +49,8 @@ _NEAR = 0.05
 _REMEMBERED = 256
 #: fewer entities in a sample say nothing about all others
 _LEAST = 2
+#: the misses of an entity that is hot on a day are about a sum of these powers of its accesses
+_POWERS = (0.0, 0.5, 1.0)
 #: a rounding error must not move an access over the edge of a ttl
 _EPSILON = 1e-9
 
@@ -177,7 +179,11 @@ def _by_runs(visits: _Visits, slots: Floats, run_s: float, fresh_s: float) -> _V
     row = np.arange(3 * len(rows)) // 3
     pieces = visits.where(rows[row])
     pieces = replace(
-        pieces, cycle=cycle[row], is_fresh=is_fresh.ravel(), slot=cycle[row] + is_later.ravel(), visit=visits.visit[rows[row]]
+        pieces,
+        cycle=cycle[row],
+        is_fresh=is_fresh.ravel(),
+        slot=cycle[row] + is_later.ravel(),
+        visit=visits.visit[rows[row]],
     )
     return _cut(pieces, low.ravel(), high.ravel())
 
@@ -326,8 +332,8 @@ class _Others:
     """What is known of the entities under the threshold on some days, while they were not popular.
 
     `missed`: misses by entity; `facts`: what else is known of each, and, in `totals`, of all entities together, in the
-    sample or not: accesses, and days with accesses if those are counted. Shapes: (entities,), (entities, facts),
-    (facts,).
+    sample or not: accesses, days with accesses if those are counted, and three sums over the days on which the entity
+    was among the hottest. Shapes: (entities,), (entities, facts), (facts,).
     """
 
     missed: Floats
@@ -346,7 +352,30 @@ class _Others:
             totals.append(max(sum(sample.day_entities[one] for one in days) - popular, 0.0))
         # what the popular visits alone say of all popular entities is off by as much as it is for those of the sample
         differences = [_differences(sample, each) for each in (np.where(day >= since, missed, 0), *facts)]
-        return cls(differences[0], np.stack(differences[1:], 1), np.array(totals, np.float64))
+        hot = list(cls._hot(sample, days))
+        return cls(
+            differences[0],
+            np.stack([*differences[1:], *[each for each, _ in hot]], 1),
+            np.array([*totals, *[total for _, total in hot]], np.float64),
+        )
+
+    @staticmethod
+    def _hot(sample: AccessSample, days: Sequence[int]) -> Iterator[tuple[Floats, float]]:
+        """Yield what is known of the hottest entities of the days, by entity and in all.
+
+        The misses of so many accesses are about a sum of powers of their number.
+        """
+        hottest = [sample.hottest[day] for day in days if day in sample.hottest]
+        entities = np.unique(sample.entity[~_of_popular(sample)])
+        if not hottest or not len(entities):
+            return
+        counted = np.concatenate(hottest)
+        entity = counted["begun"] >> np.uint64(16)
+        place = np.searchsorted(entities, entity)
+        is_in = entities.take(place, mode="clip") == entity
+        for power in _POWERS if len(counted) else ():
+            worth = counted["accesses"].astype(np.float64) ** power
+            yield np.bincount(place[is_in], worth[is_in], len(entities)), float(worth.sum())
 
 
 def _of_popular(sample: AccessSample) -> Mask:
