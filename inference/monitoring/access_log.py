@@ -156,7 +156,7 @@ class AccessLog:
             some = self._rng.choice(rest, min(len(rest), _COUNTED_AT_ONCE), replace=False) if len(rest) else rest
             # in a thread, because sorting tens of thousands of visits takes milliseconds; it lets other threads run
             parts = [await asyncio.to_thread(merged, np.concatenate(visits)) for visits in (sampled, popular)]
-            await self._send_visits(model, settings, day, count, *parts, counts_of(some, others))
+            await self._send_visits(model, settings, day, count, parts[0], parts[1], counts_of(some, others))
 
     async def _send_part(
         self, model: str, settings: AccessLogSettings, day: _Day, ids: list[str], hashes: Words

@@ -29,7 +29,7 @@ MOST_BYTES, _MOST_COUNTED_BYTES = 800_000, 150_000
 #: the threshold of the upper 48 bits of hashes that takes every entity
 EVERYBODY = 1 << 48
 #: entities that are logged for being popular, and the visits that a day has room for, by each of them
-_MOST_POPULAR, _POPULAR_VISITS = 1024, 4
+_MOST_POPULAR, _POPULAR_VISITS = 2048, 2
 #: entities that are counted on a day
 _MOST_COUNTED = 2048
 #: seconds of a unit of time within a day; a day has as many as 16 bits can count
