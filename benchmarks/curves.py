@@ -92,6 +92,7 @@ def main() -> None:
     rows: list[tuple[Any, ...]] = []
     worst: dict[str, float] = {}
     within: dict[str, list[float]] = {}
+    by_sample: dict[str, list[float]] = {}
     for trace in traces:
         began = time.perf_counter()
         truths: dict[str, float] = {}
@@ -99,6 +100,7 @@ def main() -> None:
             again = sampled(trace, options.rate)
             others = list(compared(trace, again, truths))
             within.setdefault(trace.name, []).append(float(np.mean([point.is_within for point in others])))
+            by_sample.setdefault(trace.name, []).append(max(point.error_points for point in others))
             if not number:
                 sample, found = again, others
         worst[trace.name] = max(point.error_points for point in found)
@@ -115,6 +117,8 @@ def main() -> None:
     figures = {
         "worst_error_points": round(max(worst.values()), 3),
         "worst_by_trace": {name: round(error, 3) for name, error in worst.items()},
+        "median_worst_by_trace": {name: round(float(np.median(errors)), 3) for name, errors in by_sample.items()},
+        "share_within_a_point": {name: round(float(np.mean(np.array(e) < 1)), 3) for name, e in by_sample.items()},
         "share_within_bounds": round(float(np.mean(list(within.values()))), 3),
         "share_within_by_trace": {name: round(float(np.mean(shares)), 3) for name, shares in within.items()},
         "samples": options.samples,
