@@ -52,6 +52,8 @@ _REMEMBERED = 256
 _LEAST = 2
 #: the misses of an entity that is hot on a day are about a sum of these powers of its accesses
 _POWERS = (0.0, 0.5, 1.0)
+#: of fewer hot entities, the sample does not tell these sums: they would be extrapolated
+_LEAST_HOT = 45
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,8 @@ class _Others:
         entity = counted["begun"] >> np.uint64(16)
         place = np.searchsorted(entities, entity)
         is_in = entities.take(place, mode="clip") == entity
-        for power in _POWERS if len(counted) else ():
+        is_enough = len(np.unique(place[is_in])) >= _LEAST_HOT
+        for power in _POWERS if is_enough else ():
             worth = counted["accesses"].astype(np.float64) ** power
             yield np.bincount(place[is_in], worth[is_in], len(entities)).astype(np.float64), float(worth.sum())
 

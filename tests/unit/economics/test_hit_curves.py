@@ -231,6 +231,9 @@ def test_an_hours_favourites_hardly_change_a_curve_if_they_are_in_the_sample() -
         errors.append([hit_rate(sample, policy).value - truth for sample in samples])
     without, with_counts = np.std(errors, axis=0)
     assert with_counts < 0.5 * without
+    # a handful of hot entities in the sample say nothing about all others
+    few = replace(part, hottest={one: visits[:60:6] for one, visits in counted.items()})
+    assert hit_rate(few, policy) == hit_rate(part, policy)
     assert abs(np.mean(errors, axis=0)[1]) < 0.01
 
 
