@@ -28,7 +28,9 @@ from inference.monitoring.access_sample import (
     SampledDay,
     cut,
     day_bytes,
+    hottest,
     joined,
+    most_counted,
     most_popular,
     sample_bytes,
     visits_at,
@@ -90,6 +92,7 @@ def main() -> None:
     rows: list[tuple[Any, ...]] = []
     worst: dict[str, float] = {}
     within: dict[str, list[float]] = {}
+    by_sample: dict[str, list[float]] = {}
     for trace in traces:
         began = time.perf_counter()
         truths: dict[str, float] = {}
@@ -97,6 +100,7 @@ def main() -> None:
             again = sampled(trace, options.rate)
             others = list(compared(trace, again, truths))
             within.setdefault(trace.name, []).append(float(np.mean([point.is_within for point in others])))
+            by_sample.setdefault(trace.name, []).append(max(point.error_points for point in others))
             if not number:
                 sample, found = again, others
         worst[trace.name] = max(point.error_points for point in found)
@@ -113,6 +117,8 @@ def main() -> None:
     figures = {
         "worst_error_points": round(max(worst.values()), 3),
         "worst_by_trace": {name: round(error, 3) for name, error in worst.items()},
+        "median_worst_by_trace": {name: round(float(np.median(errors)), 3) for name, errors in by_sample.items()},
+        "share_within_a_point": {name: round(float(np.mean(np.array(e) < 1)), 3) for name, e in by_sample.items()},
         "share_within_bounds": round(float(np.mean(list(within.values()))), 3),
         "share_within_by_trace": {name: round(float(np.mean(shares)), 3) for name, shares in within.items()},
         "samples": options.samples,
@@ -182,7 +188,9 @@ def sampled(trace: Trace, rate: float) -> AccessSample:
         if visits.nbytes > room:
             visits, threshold = cut(visits, threshold, room)
         entities = float(len(np.unique(trace.entity[first:end])))
-        read[number] = SampledDay(visits, threshold, int(end - first), apart, int(is_popular.sum()), entities)
+        rest = np.flatnonzero(~is_popular) + first
+        counted, _ = hottest(visits_at(hashes[rest], 0.0, EVERYBODY), most_counted(len(numbers)))
+        read[number] = SampledDay(visits, threshold, int(end - first), apart, int(is_popular.sum()), entities, counted)
     # the number of entities as a HyperLogLog counts it
     distinct = len(np.unique(trace.entity)) * (1 + 0.0081 * np.random.default_rng(int(rate * 1e6)).standard_normal())
     return AccessSample.of(read, since=float(trace.at[0]), until=float(trace.at[-1]), distinct=distinct)

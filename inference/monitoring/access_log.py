@@ -20,10 +20,14 @@ from inference.monitoring.access_sample import (
     VISIT_GAP_TICKS,
     VISITS,
     Visits,
+    counts_of,
     cut,
     day_bytes,
+    hottest,
     joined,
     merged,
+    most_asked,
+    most_counted,
     most_popular,
     sample_bytes,
     visits_at,
@@ -40,10 +44,8 @@ log = get_logger(__name__)
 
 #: longer than the longest window of which distinct entities are counted, a week
 DISTINCT_KEPT_S = 8 * DAY_S
-#: accesses of each flush that are counted to find popular entities
-_COUNTED_AT_ONCE = 10
-#: entities among which the popular ones are found, and the chance that a flush forgets the others
-_MOST_COUNTED, _TRIMMED = 2_000, 1 / 60
+#: accesses of each flush that are counted to find hot entities
+_COUNTED_AT_ONCE = 50
 #: hashing 2 000 ids holds the event loop for less than a millisecond; setting the bits of 100 holds Redis for about one
 _HASHED_AT_ONCE, _SENT_AT_ONCE = 2_000, 100
 
@@ -136,7 +138,7 @@ class AccessLog:
     async def _write_model(self, model: str, ids: list[str]) -> None:
         count, settings, now = len(ids), self._settings.get(model) or AccessLogSettings(), self._clock()
         day = await self._day(model, settings, now)
-        sampled, popular, new = [], [], _New()
+        sampled, popular, others, new = [], [], 0, _New()
         while ids:
             part = ids[-_HASHED_AT_ONCE:]
             del ids[-_HASHED_AT_ONCE:]
@@ -144,28 +146,17 @@ class AccessLog:
             is_popular = day.is_popular(hashes)
             sampled.append(visits_at(hashes[~is_popular], now, day.threshold))
             popular.append(visits_at(hashes[is_popular], now, EVERYBODY))
+            rest, others = hashes[~is_popular], others + int(np.count_nonzero(~is_popular))
             await asyncio.sleep(0)  # requests first
             new.add(part, hashes, day.sent)
             await asyncio.sleep(0)
             while len(new.ids) >= _SENT_AT_ONCE or (new.ids and not ids):
                 await self._send_part(model, settings, day, *new.take())
         if settings.enabled:
-            await self._count_some(model, day, hashes)
+            some = self._rng.choice(rest, min(len(rest), _COUNTED_AT_ONCE), replace=False) if len(rest) else rest
             # in a thread, because sorting tens of thousands of visits takes milliseconds; it lets other threads run
             parts = [await asyncio.to_thread(merged, np.concatenate(visits)) for visits in (sampled, popular)]
-            await self._send_visits(model, settings, day, count, *parts)
-
-    async def _count_some(self, model: str, day: _Day, hashes: Words) -> None:
-        """Count some accesses by their entities, to find the popular ones."""
-        some = self._rng.choice(hashes, min(len(hashes), _COUNTED_AT_ONCE), replace=False) >> np.uint64(16)
-        name = self._keys.asked_most(model, day.number)
-        pipeline = self._client.pipeline(transaction=False)
-        for one in some.astype("<u8"):
-            pipeline.zincrby(name, 1, one.tobytes())
-        if self._rng.random() < _TRIMMED:  # newcomers need some time to rise
-            pipeline.zremrangebyrank(name, 0, -_MOST_COUNTED - 1)
-        pipeline.expire(name, 2 * DAY_S)
-        await pipeline.execute()
+            await self._send_visits(model, settings, day, count, parts[0], parts[1], counts_of(some, others))
 
     async def _send_part(
         self, model: str, settings: AccessLogSettings, day: _Day, ids: list[str], hashes: Words
@@ -191,22 +182,27 @@ class AccessLog:
         accesses: int,
         sampled: Visits,
         popular: Visits,
+        counted: Visits,
     ) -> None:
-        names = (self._keys.access_sample(model, day.number), self._keys.popular_accesses(model, day.number))
+        keys = (self._keys.access_sample, self._keys.popular_accesses, self._keys.hottest)
+        names = [key(model, day.number) for key in keys]
         about = self._keys.accesses(model, day.number)
         pipeline = self._client.pipeline(transaction=False)
         pipeline.hincrby(about, "total", accesses)
         pipeline.hincrby(about, "popular", int(popular["accesses"].sum()))
-        for name, visits in zip(names, (sampled, popular), strict=True):
+        for name, visits in zip(names, (sampled, popular, counted), strict=True):
             pipeline.append(name, visits.tobytes())
             pipeline.expire(name, _kept_s(settings.days))
-        _, _, sampled_bytes, _, popular_bytes, _ = await pipeline.execute()
+        _, _, sampled_bytes, _, popular_bytes, _, counted_bytes, _ = await pipeline.execute()
         most = day_bytes(settings.days)
         room = sample_bytes(settings.days, popular_bytes)
         if sampled_bytes > room:
             await self._cut(about, names[0], "sample_cuts", "threshold", partial(cut, most_bytes=room), settings)
         if popular_bytes > most:
             await self._cut(about, names[1], "popular_cuts", "gap", partial(joined, most_bytes=most), settings)
+        if counted_bytes > 2 * most_counted(settings.days) * VISITS.itemsize:
+            fewer = partial(_hottest, most=most_counted(settings.days))
+            await self._cut(about, names[2], "hottest_cuts", "least", fewer, settings)
 
     async def _cut(
         self,
@@ -220,7 +216,7 @@ class AccessLog:
         """Make a day's visits fewer; `limit`: the field of the day that says how."""
         # in this order: if another process cuts them meanwhile, the counter is old, and the script does nothing
         (cuts, value), stored = await self._client.exchange([("HMGET", about, counter, limit), ("GET", name)])
-        kept, changed = await asyncio.to_thread(fewer, np.frombuffer(stored, VISITS), int(value))
+        kept, changed = await asyncio.to_thread(fewer, np.frombuffer(stored, VISITS), int(value or 0))
         arguments: list[Any] = [
             counter,
             cuts or b"0",
@@ -255,10 +251,12 @@ class AccessLog:
         """Choose the popular entities: once a day those of the day before, or each hour on the first day of a log."""
         if day.chosen_at is not None and (len(day.popular) or day.chosen_at == hour):
             return
-        names = [self._keys.asked_most(model, day.number - back) for back in (1, 0)]
-        before, today = await self._client.exchange([("ZREVRANGE", name, 0, most - 1) for name in names])
-        is_later = day.chosen_at is not None
-        day.popular = np.sort(np.frombuffer(b"".join(before or (today if is_later else ())), "<u8"))
+        keys = (self._keys.popular_accesses, self._keys.hottest)
+        for number in (day.number - 1, *([day.number] if day.chosen_at is not None else [])):
+            stored = await self._client.exchange([("GET", key(model, number)) for key in keys])
+            day.popular = most_asked(np.frombuffer(b"".join(each or b"" for each in stored), VISITS), most)
+            if len(day.popular):
+                break
         day.chosen_at = hour
 
     async def _begin_sample(self, model: str, settings: AccessLogSettings, today: int) -> None:
@@ -293,6 +291,12 @@ class AccessLog:
             return Manifest.from_json(text).rows_expected if text else None
         except Unreadable:  # another release's; the usual size will do
             return None
+
+
+def _hottest(visits: Visits, least: int, most: int) -> tuple[Visits, int]:
+    """Return the hottest entities; `least`: how many accesses the last one had before."""
+    kept, fewest = hottest(visits, most)
+    return kept, max(least, fewest)
 
 
 def _kept_s(days: int) -> int:

@@ -6,6 +6,7 @@ full, accesses that follow each other closely become one visit, and if that is n
 A few hundred entities get half of the accesses of a usual shop, and hardly one of them is under the threshold. So the
 accesses of the entities that were popular the day before are logged apart from the sample, all of them. If these fill
 the day, visits are joined over longer and longer gaps.
+Of other entities that are hot on a day, the accesses are counted: an hour's favourites are not known a day before.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from inference.redis.clients import Client
 from inference.redis.keys import Keys
 from inference.stored_data import count_in, reading
 
-#: bytes of a model's visits in Redis, all days together; with the set of popular entities, less than a megabyte
-MOST_BYTES = 800_000
+#: bytes of a model's visits in Redis, all days together, and of its counted entities; less than a megabyte
+MOST_BYTES, _MOST_COUNTED_BYTES = 800_000, 150_000
 #: the threshold of the upper 48 bits of hashes that takes every entity
 EVERYBODY = 1 << 48
 #: entities that are logged for being popular, and the visits that a day has room for, by each of them
-_MOST_POPULAR, _POPULAR_VISITS = 1024, 4
+_MOST_POPULAR, _POPULAR_VISITS = 2048, 2
+#: entities that are counted on a day
+_MOST_COUNTED = 2048
 #: seconds of a unit of time within a day; a day has as many as 16 bits can count
 TICK_S = DAY_S / (1 << 16)
 #: accesses of an entity that are no further apart become one visit when a day is full: a minute
@@ -37,7 +40,7 @@ VISIT_GAP_TICKS = 45
 _FULL_AFTER_CUT = 0.75
 #: by chance, the number of sampled entities is hardly ever off by so many standard errors
 _ODD = 4
-_MOST_COUNTED = (1 << 16) - 1
+_MOST_ACCESSES = (1 << 16) - 1
 _TICKS = np.uint64((1 << 16) - 1)
 
 #: one visit: the upper 48 bits of the hash and the tick it began in; ticks until the last access, and accesses
@@ -60,13 +63,18 @@ def most_popular(days: int) -> int:
     return min(_MOST_POPULAR, day_bytes(days) // (_POPULAR_VISITS * VISITS.itemsize))
 
 
+def most_counted(days: int) -> int:
+    """Return how many entities are counted on a day, if so many days are kept."""
+    return min(_MOST_COUNTED, _MOST_COUNTED_BYTES // (days * VISITS.itemsize))
+
+
 def visits_at(hashes: Words, at: float | npt.NDArray[np.float64], threshold: int) -> Visits:
     """Return the accesses under the threshold as visits. `at`: of all or of each of them, epoch seconds of one day."""
     under = _under(hashes, threshold)
     ticks = np.minimum((np.broadcast_to(at, len(hashes))[under] % DAY_S / TICK_S).astype(np.uint64), _TICKS)
     begun, accesses = np.unique(hashes[under] & ~_TICKS | ticks, return_counts=True)
     visits = np.zeros(len(begun), VISITS)
-    visits["begun"], visits["accesses"] = begun, np.minimum(accesses, _MOST_COUNTED)
+    visits["begun"], visits["accesses"] = begun, np.minimum(accesses, _MOST_ACCESSES)
     return visits
 
 
@@ -86,7 +94,7 @@ def merged(visits: Visits, gap_ticks: int = VISIT_GAP_TICKS) -> Visits:
     joined = visits[first]
     joined["length"] = np.append(last[first[1:] - 1], last[-1]) - joined["begun"]
     counts = np.add.reduceat(visits["accesses"].astype(np.uint64), first)
-    joined["accesses"] = np.minimum(counts, _MOST_COUNTED)
+    joined["accesses"] = np.minimum(counts, _MOST_ACCESSES)
     return joined
 
 
@@ -110,6 +118,30 @@ def joined(visits: Visits, gap_ticks: int, most_bytes: int) -> tuple[Visits, int
     return visits, gap_ticks
 
 
+def counts_of(hashes: Words, accesses: int) -> Visits:
+    """Return some of this many accesses as visits that only count: each access stands for an equal part of all."""
+    visits = visits_at(hashes, 0.0, EVERYBODY)
+    each = round(accesses / max(len(hashes), 1))
+    visits["accesses"] = np.minimum(visits["accesses"].astype(np.int64) * each, _MOST_ACCESSES)
+    return visits
+
+
+def hottest(visits: Visits, most: int) -> tuple[Visits, int]:
+    """Return the entities with the most accesses, added up, and how many accesses the last of them has."""
+    visits = merged(visits, 0)
+    # by chance if they have equally many: the list must not depend on the hashes, which choose the sample too
+    order = np.lexsort((np.random.default_rng().random(len(visits)), visits["accesses"]))[::-1][:most]
+    return visits[np.sort(order)], int(visits["accesses"][order[-1]]) if len(order) else 0
+
+
+def most_asked(visits: Visits, most: int) -> Words:
+    """Return the entities with the most accesses in visits of a day, by the upper 48 bits of their hashes, in order."""
+    entities, number = np.unique(visits["begun"] >> np.uint64(16), return_inverse=True)
+    accesses = np.bincount(number, visits["accesses"], len(entities))
+    found: Words = np.sort(entities[np.argsort(-accesses, kind="stable")[:most]])
+    return found
+
+
 def _under(hashes: npt.NDArray[Any], threshold: int) -> npt.NDArray[np.bool_]:
     found: npt.NDArray[np.bool_] = hashes >> np.uint64(16) < np.uint64(threshold)
     return found
@@ -120,7 +152,8 @@ class SampledDay:
     """A day as it is in Redis: its visits, the threshold that they are under, and all accesses, sampled or not.
 
     `popular`: the visits of entities while they were popular, which are not in `visits`; `popular_total`: how many
-    accesses those were. `entities`: how many were asked for, sampled or not; None: not known.
+    accesses those were. `entities`: how many were asked for, sampled or not; None: not known. `hottest`: the accesses
+    of the hottest other entities, sampled or not; their times mean nothing.
     """
 
     visits: Visits
@@ -129,6 +162,7 @@ class SampledDay:
     popular: Visits = field(default_factory=lambda: np.zeros(0, VISITS))
     popular_total: int = 0
     entities: float | None = None
+    hottest: Visits = field(default_factory=lambda: np.zeros(0, VISITS))
 
 
 @dataclass(frozen=True, eq=False)  # equal only to itself, so that results about it can be remembered
@@ -140,7 +174,8 @@ class AccessSample:
     the entity was popular, and not as one of the `rate` (0 to 1) of all entities. Of all accesses, logged or not:
     `totals`, their number by day (days since the epoch), `popular_totals`, the number of those with `popular`,
     `day_entities`, the number of each day's entities (a day without it is missing), and `distinct`, the number of
-    entities on all days. `since`, `until`: what the sample covers, epoch seconds.
+    entities on all days. `since`, `until`: what the sample covers, epoch seconds. `hottest`: of each day, as in
+    `SampledDay`.
     """
 
     entity: Words
@@ -155,6 +190,7 @@ class AccessSample:
     distinct: float
     since: float
     until: float
+    hottest: dict[int, Visits] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -192,7 +228,7 @@ class AccessSample:
         numbers = range(int(now // DAY_S) - days + 1, int(now // DAY_S) + 1)
         commands: list[Any] = [("HGET", keys.access_log(model), "since")]
         for day in numbers:
-            names = (keys.access_sample(model, day), keys.popular_accesses(model, day))
+            names = (keys.access_sample(model, day), keys.popular_accesses(model, day), keys.hottest(model, day))
             about = ("HMGET", keys.accesses(model, day), "total", "threshold", "popular")
             commands += [about, *[("GET", name) for name in names]]
         since, *replies = client.exchange(commands)
@@ -200,12 +236,18 @@ class AccessSample:
         entities = count_asked(client, keys, model, numbers)
         read = {}
         with reading("the access log"):
-            for day, about, *parts in zip(numbers, replies[::3], replies[1::3], replies[2::3], strict=True):
+            for day, about, *parts in zip(numbers, *[replies[at::4] for at in range(4)], strict=True):
                 total, threshold, popular_total = (count_in(each or b"0") for each in about)
-                visits, popular = (np.frombuffer(part or b"", VISITS) for part in parts)
+                visits, popular, counted = (np.frombuffer(part or b"", VISITS) for part in parts)
                 if total:
                     read[day] = SampledDay(
-                        visits, threshold or EVERYBODY, total, popular, popular_total, entities.get(day)
+                        visits,
+                        threshold or EVERYBODY,
+                        total,
+                        popular,
+                        popular_total,
+                        entities.get(day),
+                        hottest(counted, most_counted(days))[0],
                     )
             start = max(float(since or now), numbers[0] * DAY_S)
         return cls.of(read, distinct=int(distinct), since=start, until=now)
@@ -247,4 +289,5 @@ class AccessSample:
             distinct,
             since,
             until,
+            {number: day.hottest for number, day in days.items()},
         )

@@ -77,8 +77,8 @@ slot. Only the rows are spread over all slots, P:T:g:N:{B} and P:T:o:ID, whose `
 |                  |        | each, with a hash in place of the id     |                       | workers               |
 | P:h:M:popular:DAY | string | the same, of entities that are popular  | `days` of the log     | API, real-time        |
 |                  |        |                                          |                       | workers               |
-| P:h:M:asked_most:DAY | zset | hash of an entity, scored by some of   | 2 days                | API, real-time        |
-|                  |        | its accesses                             |                       | workers               |
+| P:h:M:hottest:DAY | string | number of accesses of the hottest other | `days` of the log     | API, real-time        |
+|                  |        | entities: 12 bytes each, as in a visit   |                       | workers               |
 | P:h:key          | string | random key of the hashes of ids          | for good              | API, real-time        |
 |                  |        |                                          |                       | workers               |
 | P:h:M:promise:DAY| hash   | promised, came → figures of a day (JSON) | 400 days              | maintenance           |
@@ -302,9 +302,9 @@ class Keys:
         """The visits of popular entities of a day (epoch days)."""
         return f"{self.prefix}:h:{model}:popular:{day}"
 
-    def asked_most(self, model: str, day: int) -> str:
-        """Sorted set of the entities with the most accesses on a day (epoch days)."""
-        return f"{self.prefix}:h:{model}:asked_most:{day}"
+    def hottest(self, model: str, day: int) -> str:
+        """The counted accesses of the hottest entities that are not popular, of a day (epoch days)."""
+        return f"{self.prefix}:h:{model}:hottest:{day}"
 
     @property
     def hash_key(self) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest_asyncio
 from inference.economics.hit_curves import hit_rate
 from inference.economics.policies import DEFAULTS, Policy, parse_policy
 from inference.monitoring import access_log
-from inference.monitoring.access_sample import AccessSample, day_bytes, sample_bytes
+from inference.monitoring.access_sample import VISITS, AccessSample, day_bytes, most_counted, sample_bytes
 from inference.monitoring.asked_filters import (
     DAY_S,
     LARGEST_BYTES,
@@ -244,22 +245,28 @@ async def test_the_sample_of_all_processes_has_a_fixed_size_and_predicts_their_h
     redis_client.set(KEYS.hash_key, bytes(range(16)))  # always the same sample
     processes = [HitRecorder(client, KEYS, clock, models(days=days)) for _ in range(3)]
     asked: list[tuple[float, str]] = []
-    for _ in range(144):
+    midnight = clock.now
+    for second in np.sort(rng.choice(DAY_S, 144, replace=False)).tolist():
+        clock.now = midnight + second
         for process in processes:
             ids = zipf_ids(rng, 100)
             process.record_asked("delay", ids)
             asked += [(clock.now, one) for one in ids]
         await asyncio.gather(*(process.flush() for process in processes))
-        clock.now += 600
-    clock.now -= 600
     sample = AccessSample.load(redis_client, KEYS, "delay", days, clock)
-    names = (KEYS.access_sample("delay", 20_000), KEYS.popular_accesses("delay", 20_000))
+    keys = (KEYS.access_sample, KEYS.popular_accesses, KEYS.hottest)
+    names = [key("delay", 20_000) for key in keys]
     sizes = [redis_client.strlen(name) for name in names]
     assert all(sizes)
     assert sizes[1] <= day_bytes(days) * 1.2
     assert day_bytes(days) / 2 < sizes[0] <= sample_bytes(days, sizes[1]) * 1.2
     for name in names:
         assert DAY_S * days < redis_client.ttl(name) <= DAY_S * (days + 1)
+    assert sizes[2] <= 2.4 * VISITS.itemsize * most_counted(days)
+    counts = Counter(asked_for for _, asked_for in asked)
+    by_counts = sample.hottest[20_000][np.argsort(-sample.hottest[20_000]["accesses"].astype(int))]["begun"]
+    hot = id_hashes([one for one, _ in counts.most_common(3 * most_counted(days))], bytes(range(16)))
+    assert np.isin(by_counts >> np.uint64(16), hot >> np.uint64(16))[:100].mean() > 0.9
     assert sample.total == len(asked) == 43_200
     assert sample.rate < 0.5
     assert sample.accesses[sample.popular].sum() == sample.popular_totals[20_000]

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.economics.histories import OUTCOMES
-from inference.economics.hit_curves import Ranking, hit_rate, misses, rank_curve
+from inference.economics.hit_curves import Ranking, hit_rate, rank_curve
 from inference.economics.policies import Policy
 from inference.economics.replay import Replay, Speeds
 from inference.economics.traces import Requests, Trace
-from inference.monitoring.access_sample import EVERYBODY, AccessSample
+from inference.economics.visit_replay import misses
+from inference.monitoring.access_sample import EVERYBODY, AccessSample, hottest, visits_at
 from inference.monitoring.asked_filters import DAY_S
 from inference.outcomes import Outcome
 from inference.serving.answers import FreshnessRules
@@ -117,7 +118,8 @@ def test_accesses_that_became_one_visit_come_at_random_times() -> None:
             for entity in range(400)
             for second in np.append(rng.integers(3600, 5 * 3600, size - 2), (3599, 5 * 3600))
         ]
-        for policy in (policy_of(60), policy_of(900), policy_of(7000), policy_of(600, 3600, "6h", 25)):
+        often = policy_of(300, 900, "20m", 25)
+        for policy in (policy_of(60), policy_of(900), policy_of(7000), policy_of(600, 3600, "6h", 25), often):
             true = hit_rate(sample_of(made), policy).value
             found = hit_rate(visits_of(made), policy)
             assert found.value == pytest.approx(true, abs=0.04)
@@ -173,7 +175,9 @@ def test_a_sample_ranks_entities_as_all_accesses_do() -> None:
     for one in (FIRST_DAY + 1, FIRST_DAY + 2):
         before = np.bincount(entity[day == one - 1], minlength=number)
         is_popular |= (day == one) & np.isin(entity, np.argsort(-before, kind="stable")[:150])
-    policy, errors = policy_of(1800, 2 * DAY_S, "24h"), []
+    policy, errors, alone = policy_of(1800, 2 * DAY_S, "24h"), [], []
+    ttls = [policy_of(1800), policy_of(DAY_S)]
+    truths = [hit_rate(whole, one).value for one in ttls]
     for _ in range(12):
         hashes = rng.permutation(number).astype(np.uint64) * np.uint64(EVERYBODY // number)
         kept = np.flatnonzero((hashes[entity] < EVERYBODY // 20) | is_popular)
@@ -187,13 +191,50 @@ def test_a_sample_ranks_entities_as_all_accesses_do() -> None:
             popular=is_popular[kept],
             rate=0.05,
             popular_totals={one: int((is_popular & (day == one)).sum()) for one in set(day.tolist())},
+            hottest={
+                one: hottest(visits_at(hashes[entity[(day == one) & ~is_popular]] << np.uint64(16), 0, EVERYBODY), 150)[
+                    0
+                ]
+                for one in set(day.tolist())
+            },
         )
+        alone.append([hit_rate(part, one).value - truth for one, truth in zip(ttls, truths, strict=True)])
         for ranking in (Ranking.HOTTEST, Ranking.LATEST):
             found, true = (rank_curve(sample, policy, ranking, float(number)) for sample in (part, whole))
             assert found is not None
             assert true is not None
             errors.append([found.at(count).value - true.at(count).value for count in (200, 2_000, 8_000, 14_000)])
     assert np.abs(np.mean(errors, axis=0)).max() < 0.008
+    assert np.abs(np.mean(alone, axis=0)).max() < 0.006
+
+
+def test_an_hours_favourites_hardly_change_a_curve_if_they_are_in_the_sample() -> None:
+    rng, number = np.random.default_rng(8), 3_000
+    hour = np.repeat(np.arange(72), 400)
+    favourites, others = rng.permutation(number)[hour], rng.integers(0, number, len(hour))
+    entity = np.where(rng.random(len(hour)) < 0.4, favourites, others)
+    made = list(zip(entity.tolist(), (hour * 3600 + rng.integers(0, 3600, len(hour))).tolist(), strict=True))
+    whole, policy, errors = sample_of(made), policy_of(300), []
+    truth, day = hit_rate(whole, policy).value, (whole.begun // DAY_S).astype(int)
+    for _ in range(20):
+        hashes = rng.permutation(number).astype(np.uint64) * np.uint64(EVERYBODY // number)
+        hashed, counted = hashes[whole.entity.astype(int)], {}
+        for one in set(day.tolist()):
+            counted[one], _ = hottest(visits_at(hashed[day == one] << np.uint64(16), 0.0, EVERYBODY), 60)
+        kept = np.flatnonzero(hashed < EVERYBODY // 20)
+        kept = kept[np.argsort(hashed[kept], kind="stable")]
+        one_by_one = {"entity": hashed, "begun": whole.begun, "ended": whole.ended, "accesses": whole.accesses}
+        part = replace(
+            whole, rate=0.05, popular=whole.popular[kept], **{name: each[kept] for name, each in one_by_one.items()}
+        )
+        samples = (part, replace(part, hottest=counted))
+        errors.append([hit_rate(sample, policy).value - truth for sample in samples])
+    without, with_counts = np.std(errors, axis=0)
+    assert with_counts < 0.5 * without
+    # a handful of hot entities in the sample say nothing about all others
+    few = replace(part, hottest={one: visits[:60:6] for one, visits in counted.items()})
+    assert hit_rate(few, policy) == hit_rate(part, policy)
+    assert abs(np.mean(errors, axis=0)[1]) < 0.01
 
 
 def test_a_sample_without_misses_still_has_a_bound() -> None:

@@ -12,9 +12,13 @@ from inference.monitoring.access_sample import (
     AccessSample,
     SampledDay,
     Visits,
+    counts_of,
     cut,
     day_bytes,
+    hottest,
     merged,
+    most_asked,
+    most_counted,
     visits_at,
 )
 from inference.monitoring.asked_filters import DAY_S
@@ -53,8 +57,27 @@ def test_a_cut_keeps_whole_entities_within_its_size(made: list[tuple[int, int]],
         assert threshold == EVERYBODY
 
 
+def test_hot_entities_are_counted_and_the_popular_ones_chosen_by_all_counts() -> None:
+    hashes = np.array([7, 7, 7, 8, 8, 9], np.uint64) << np.uint64(16)
+    counted = counts_of(hashes, 600)
+    kept, fewest = hottest(np.concatenate([counted, counts_of(hashes[:1], 50)]), 2)
+    assert [(int(each["begun"]) >> 16, int(each["accesses"])) for each in kept] == [(7, 350), (8, 200)]
+    assert fewest == 200
+    popular = visits_at(np.array([5, 5], np.uint64) << np.uint64(16), 3600.0, EVERYBODY)
+    popular["accesses"] = 250
+    assert most_asked(np.concatenate([kept, popular]), 2).tolist() == [5, 7]
+
+
+def test_which_of_equally_hot_entities_are_counted_has_nothing_to_do_with_their_hashes() -> None:
+    hashes = np.arange(10_000, dtype=np.uint64) << np.uint64(50)
+    kept, _ = hottest(visits_at(hashes, 0.0, EVERYBODY), 2_000)
+    assert 0.4 < (kept["begun"] < np.median(hashes)).mean() < 0.6
+
+
 def test_the_days_of_a_model_take_at_most_a_megabyte() -> None:
+    counts = VISITS.itemsize * np.array([(days + 1) * most_counted(days) for days in range(1, 91)])
     assert all(days * day_bytes(days) <= MOST_BYTES for days in range(1, 91))
+    assert MOST_BYTES + counts[1:].max() < 2**20
 
 
 @given(accesses, accesses)
