@@ -105,6 +105,7 @@ class Deltas:
             return
         try:
             folder, chunks = self._folder(run.model, run.run_id), run.chunks_total or 0
+            chunks += run.rows_unread is not None  # their part
             ours = merge_parts(folder, _facts_of(run), chunks=chunks, give_way=self.give_way)
         except SourceError as error:
             if run.base_run:
@@ -115,6 +116,7 @@ class Deltas:
         if run.base_run:
             removed = self._remove(run, earlier_vectors(self.settings, run.model, run.base_run), ours)
             carried = sum(int(result.get("carried", 0)) for result in self.ledger.results(run.run_id).values())
+            carried += run.rows_unread or 0
             self.ledger.note(run, rows_carried=carried, rows_rescored=max(ours.rows - carried, 0), rows_removed=removed)
 
     def sweep(self, run: RunRecord) -> None:

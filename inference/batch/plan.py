@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from inference.batch.active_set import ActiveSet, ActiveSets
+from inference.batch.change_feed import ChangeFeeds
 from inference.batch.comparison.differences import check_comparable
 from inference.batch.delta import Base, Deltas, copied_at
 from inference.batch.engines import ChunkEngine
@@ -50,6 +51,7 @@ class Planner:
     active_sets: ActiveSets
     inspect: Inspect
     deltas: Deltas
+    change_feeds: ChangeFeeds
     engines: Mapping[Engine, ChunkEngine]
 
     def plan(self, run: RunRecord) -> None:
@@ -129,8 +131,14 @@ class Planner:
             refuse_repeated_ids(source, model.entity_column)
             pieces, rows = cut_row_groups(source.files, **limits), source.rows
         active = self._active_set(run, model, rows)
+        unread = None
         if active:
             pieces = active.mark(source, pieces, model.entity_column)
+        else:  # the size of an active set is known once its rows are marked
+            vectors, base = self._base(run, version, model, rows)
+            told, unread = self.change_feeds.open(run, base, source, fingerprint, version.contract)
+            vectors |= told
+            pieces = unread.leave_out(source, pieces) if unread else pieces
         facts: dict[str, str | int] = {
             "chunks_total": self.ledger.plans.write(run.run_id, gather(pieces, **limits), files=source.files),
             "rows_total": rows,
@@ -138,19 +146,27 @@ class Planner:
             "fingerprint": json_text_of(Fingerprint, fingerprint),
             "parquet_folder": self._parquet_folder(run, model),
             "source": source.path,
+            "table_version": source.version,
         }
         if gates:
             facts["gates"] = json_text_of(list[Gate], gates)
         if active:
             facts |= self._settle(run, model, active)
-        base = None
-        if run.delta or (model.batch.delta and not run.is_partial and not run.shadow):
-            vectors, base = self.deltas.plan(run, version, rows - int(facts.get("rows_outside", 0)))
-            facts |= vectors
-        self._start(run, version, model, facts, base)
+            vectors, base = self._base(run, version, model, rows - int(facts["rows_outside"]))
+        if unread:
+            vectors |= unread.keep(self.ledger)
+        self._start(run, version, model, facts | vectors, base)
         self.ledger.plans.forget_entities(run.run_id)
         if source.path != run.source:
             sweep_snapshots(self.settings, self.ledger, self.tables.predictions(run.model), run)
+
+    def _base(
+        self, run: RunRecord, version: VersionRecord, model: ModelSettings, rows: int
+    ) -> tuple[dict[str, str | int], Base | None]:
+        """Return what `Deltas.plan` does, or nothing if the run keeps no vectors. `rows`: that it scores."""
+        if run.delta or (model.batch.delta and not run.is_partial and not run.shadow):
+            return self.deltas.plan(run, version, rows)
+        return {}, None
 
     def _active_set(self, run: RunRecord, model: ModelSettings, rows: int) -> ActiveSet | None:
         """Return the active set of a whole run; None if the settings name none."""

@@ -52,19 +52,21 @@ def pin_source(
         SourceError: as `open_source` says, or the rows cannot be read or written.
         BadInput: a URI's file system cannot be opened.
     """
-    table = TableName.read(path)
+    table, named = TableName.read(path), ""
     if table is not None:
         version = open_version(table)
+        named = version.name
         source = _of_data_files(version, as_text, keep_metadata=keep_metadata)
         if source is not None:
-            return replace(source, original=path)
+            return replace(source, original=path, version=named)
         batches = version.batches
     elif is_csv(path):
         batches = CsvTable(path, dict.fromkeys(as_text, pa.large_string())).batches
     else:
         return open_source(path, as_text=as_text, keep_metadata=keep_metadata)
     copy = _write(path, batches, folder, most_rows)
-    return replace(open_source(copy, as_text=as_text, keep_metadata=keep_metadata), original=path)
+    source = open_source(copy, as_text=as_text, keep_metadata=keep_metadata)
+    return replace(source, original=path, version=named)
 
 
 def open_any(path: str, *, as_text: Collection[str] = (), most_rows: int | None = None) -> Source:
