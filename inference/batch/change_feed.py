@@ -113,11 +113,9 @@ class ChangeFeeds:
     give_way: Callable[[], None]
 
     def open(
-        self, run: RunRecord, base: Base | None, source: Source, planned: Fingerprint, contract: FeatureContract
+        self, run: RunRecord, base: Base, source: Source, planned: Fingerprint, contract: FeatureContract
     ) -> tuple[dict[str, str | int], UnreadRows | None]:
         """Return fields for a run's record, and what leaves rows of its table unread; None if all are read."""
-        if base is None or not source.version:
-            return {}, None
         # an attempt at this plan may have been killed
         remove_vectors(vectors_folder(self.settings, run.model, run.run_id))
         try:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.fs as fs
 
 from inference.batch.erasing import ErasedRows, IsDoomed, erase_rows
 from inference.batch.ledger import KEEP_RUNS, Ledger
 from inference.batch.paths import vectors_folder
-from inference.batch.records import RunRecord, RunState, Trigger, is_run_id
+from inference.batch.records import RunRecord, RunState, Trigger
+from inference.batch.run_folders import sweep_runs
 from inference.batch.sinks import SUCCESS
 from inference.batch.vectors import Facts, TakenVectors, VectorCheck, Vectors, merge_parts, open_vectors, remove_vectors
 from inference.errors import BadInput, SourceError
@@ -121,14 +122,7 @@ class Deltas:
 
     def sweep(self, run: RunRecord) -> None:
         """Remove the vectors of runs that serve no more, and to which nobody can roll back."""
-        published = self.predictions(run.model).generations.published()
-        kept = {run.run_id, *(manifest.run_id for manifest in published if manifest is not None)}
-        try:
-            for run_id in self._remembered(run.model):
-                if run_id not in kept:
-                    self.forget(run.model, run_id)
-        except (OSError, BadInput) as error:  # leftovers do no harm; the next run tries again
-            log.warning("run.vectors_not_swept", run_id=run.run_id, error=sentence_of(error))
+        sweep_runs(partial(self._folder, run.model), remove_vectors, self.ledger, self.predictions(run.model), run)
 
     def forget(self, model: str, run_id: str) -> None:
         """Remove the vectors of a run."""
@@ -227,11 +221,6 @@ class Deltas:
 
             table.generations.remove(manifest, buckets.tolist(), is_gone)
         return len(hashes)
-
-    def _remembered(self, model: str) -> list[str]:
-        where = open_location(self._folder(model, "").rstrip("/"))
-        infos = where.filesystem.get_file_info(fs.FileSelector(where.path, allow_not_found=True))
-        return [info.base_name for info in infos if is_run_id(info.base_name)]
 
     def _folder(self, model: str, run_id: str) -> str:
         return vectors_folder(self.settings, model, run_id)

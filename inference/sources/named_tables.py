@@ -28,9 +28,14 @@ from inference.storage import reason_of
 
 #: how a Delta table's columns are named in its files
 COLUMN_MAPPING = "delta.columnMapping.mode"
-#: kind of table → how its library's name begins, and Forecache's extra that installs it
-_LIBRARIES = {"delta": "deltalake", "iceberg": "pyiceberg", "sql": "adbc_driver"}
-_EXTRAS = {"delta": "delta", "iceberg": "iceberg", "sql": "adbc"}
+#: library → Forecache's extra that installs it
+_EXTRAS = {
+    "deltalake": "delta",
+    "pyiceberg": "iceberg",
+    "adbc_driver_postgresql": "adbc",
+    "adbc_driver_sqlite": "adbc",
+    "duckdb": "duckdb",
+}
 
 
 @dataclass(frozen=True)
@@ -102,9 +107,9 @@ def errors_of(table: TableName) -> Iterator[None]:
         raise
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
-        if not library.startswith(_LIBRARIES[table.kind]):
+        if library not in _EXTRAS:
             raise
-        message = f"{table} needs {library}: pip install 'forecache[{_EXTRAS[table.kind]}]' on this machine"
+        message = f"{table} needs {library}: pip install 'forecache[{_EXTRAS[library]}]' on this machine"
         raise SourceError(message, field="source") from error
     except Exception as error:  # each of the libraries raises kinds of its own, and those of several stores
         raise SourceError(f"{table} cannot be read: {without_secrets(reason_of(error))}", field="source") from error
