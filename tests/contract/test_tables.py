@@ -274,6 +274,18 @@ def test_ids_and_text_stay_as_they_are_written(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_empty_text_is_missing_and_an_index_without_a_name_has_one(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(',tier,x,land\nu1,"",NULL,NA\nu2,pro,1,\n')
+
+    source = pin_source(f"{tmp_path}/t.csv", str(tmp_path / "snapshots"), as_text=["tier"])
+
+    columns = ["__index_level_0__", "tier", "x", "land"]
+    [batch] = read_slices(source.files, whole_slices(source.files), columns=columns, batch_rows=9)
+    assert batch.to_pydict() == {
+        "__index_level_0__": ["u1", "u2"], "tier": [None, "pro"], "x": [None, 1], "land": ["NA", None],
+    }  # fmt: skip
+
+
 def test_text_in_a_column_of_numbers_is_named_to_those_who_need_numbers(tmp_path: Path) -> None:
     lines = [f"{number},{number},{number}" for number in range(900_000)]
     text = "\n".join(["entity_id,x,note", *lines, "900000,abc,abc", "900001,2,3"])
@@ -315,6 +327,7 @@ def test_values_may_hold_line_breaks_wherever_the_first_look_ends(tmp_path: Path
             "invalid UTF8 data; write it in UTF-8",
         ),
         (b"PAR1\x00\x01", "…/t.csv is Parquet and called CSV: rename it to t.parquet"),
+        ("entity_id,x\n1,2\n".encode("utf-16"), "…/t.csv is text in UTF-16: write it in UTF-8"),
     ],
 )
 def test_what_is_no_csv_is_refused_by_name(content: bytes, message: str, tmp_path: Path) -> None:
@@ -406,8 +419,8 @@ def test_a_query_of_postgresql_is_read_as_it_was_and_may_not_write(
 
     write_query(
         tmp_path, postgres.url,
-        "SELECT a.entity_id::numeric AS entity_id, a.x::numeric / 3 AS x, interval '1 day' AS wait, a.tier, b.tier "
-        "FROM users a JOIN users b USING (entity_id) -- all of it\nWHERE a.entity_id = '000007'; \n",
+        "SELECT a.entity_id::numeric AS entity_id, a.entity_id::numeric / 3 AS x, interval '1 day' AS wait, "
+        "a.tier, b.tier FROM users a JOIN users b USING (entity_id) -- all of it\nWHERE a.entity_id = '000007'; \n",
     )  # fmt: skip
     source = pin_source(f"sql:{tmp_path}/users.toml", str(tmp_path / "snapshots"), as_text=TEXTS)
     [batch] = read_slices(source.files, whole_slices(source.files), columns=["entity_id", "x"], batch_rows=9)
