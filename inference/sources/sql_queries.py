@@ -52,7 +52,8 @@ def read_query(path: str) -> SqlQuery:
     try:
         return SqlQuery.model_validate(tomllib.loads(read_small_text(Path(path))))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SourceError(f"{path} is not readable as a query in TOML: {error}", field="source") from error
+        message = f'{path} is not readable as a query in TOML: {error}; it needs two lines, url = "…" and query = "…"'
+        raise SourceError(message, field="source") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
