@@ -275,14 +275,15 @@ def test_ids_and_text_stay_as_they_are_written(tmp_path: Path) -> None:
 
 
 def test_empty_text_is_missing_and_an_index_without_a_name_has_one(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text(',tier,x,land\nu1,"",NULL,NA\nu2,pro,1,\n')
+    (tmp_path / "t.csv").write_text(',tier,x,land\nu1,"",NULL,NA\nu2,pro,1,\nu3,pro,2,DE\n')
 
     source = pin_source(f"{tmp_path}/t.csv", str(tmp_path / "snapshots"), as_text=["tier"])
 
     columns = ["__index_level_0__", "tier", "x", "land"]
     [batch] = read_slices(source.files, whole_slices(source.files), columns=columns, batch_rows=9)
     assert batch.to_pydict() == {
-        "__index_level_0__": ["u1", "u2"], "tier": [None, "pro"], "x": [None, 1], "land": ["NA", None],
+        "__index_level_0__": ["u1", "u2", "u3"], "tier": [None, "pro", "pro"], "x": [None, 1, 2],
+        "land": ["NA", None, "DE"],
     }  # fmt: skip
 
 
