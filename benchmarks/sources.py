@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
-from deltalake import write_deltalake
+from deltalake import WriterProperties, write_deltalake
 from pyiceberg.catalog.sql import SqlCatalog
 from rig.dataset import Dataset, make_dataset
 from rig.report import print_report
@@ -46,12 +46,16 @@ def write_formats(dataset: Dataset) -> dict[str, str]:
     """Write the table in the other formats; return name → source."""
     folder: Path = dataset.folder
     table = pq.read_table(dataset.table)
-    write_deltalake(folder / "delta", table)
+    # the formats are compared, not how their writers lay out files
+    group = pq.ParquetFile(dataset.table).metadata.row_group(0).num_rows
+    layout = WriterProperties(max_row_group_size=group, compression="SNAPPY")
+    write_deltalake(folder / "delta", table, writer_properties=layout)
     properties = {"uri": f"sqlite:///{folder}/catalog.db", "warehouse": f"file://{folder}/warehouse"}
     os.environ.update({f"PYICEBERG_CATALOG__BENCH__{name.upper()}": value for name, value in properties.items()})
     catalog = SqlCatalog("bench", **properties)
     catalog.create_namespace("lake")
-    catalog.create_table("lake.users", schema=table.schema).append(table)
+    as_parquet = {"write.parquet.compression-codec": "snappy", "write.parquet.row-group-limit": str(group)}
+    catalog.create_table("lake.users", schema=table.schema, properties=as_parquet).append(table)
     csv.write_csv(table, folder / "users.csv")
     return {"delta": f"delta:{folder}/delta", "iceberg": "iceberg:bench.lake.users", "csv": f"{folder}/users.csv"}
 

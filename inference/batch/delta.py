@@ -9,16 +9,17 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.fs as fs
 
 from inference.batch.erasing import ErasedRows, IsDoomed, erase_rows
 from inference.batch.ledger import KEEP_RUNS, Ledger
 from inference.batch.paths import vectors_folder
-from inference.batch.records import RunRecord, RunState, Trigger, is_run_id
+from inference.batch.records import RunRecord, RunState, Trigger
+from inference.batch.run_folders import sweep_runs
 from inference.batch.sinks import SUCCESS
 from inference.batch.vectors import Facts, TakenVectors, VectorCheck, Vectors, merge_parts, open_vectors, remove_vectors
 from inference.errors import BadInput, SourceError
@@ -105,6 +106,7 @@ class Deltas:
             return
         try:
             folder, chunks = self._folder(run.model, run.run_id), run.chunks_total or 0
+            chunks += run.rows_unread is not None  # their part
             ours = merge_parts(folder, _facts_of(run), chunks=chunks, give_way=self.give_way)
         except SourceError as error:
             if run.base_run:
@@ -115,18 +117,12 @@ class Deltas:
         if run.base_run:
             removed = self._remove(run, earlier_vectors(self.settings, run.model, run.base_run), ours)
             carried = sum(int(result.get("carried", 0)) for result in self.ledger.results(run.run_id).values())
+            carried += run.rows_unread or 0
             self.ledger.note(run, rows_carried=carried, rows_rescored=max(ours.rows - carried, 0), rows_removed=removed)
 
     def sweep(self, run: RunRecord) -> None:
         """Remove the vectors of runs that serve no more, and to which nobody can roll back."""
-        published = self.predictions(run.model).generations.published()
-        kept = {run.run_id, *(manifest.run_id for manifest in published if manifest is not None)}
-        try:
-            for run_id in self._remembered(run.model):
-                if run_id not in kept:
-                    self.forget(run.model, run_id)
-        except (OSError, BadInput) as error:  # leftovers do no harm; the next run tries again
-            log.warning("run.vectors_not_swept", run_id=run.run_id, error=sentence_of(error))
+        sweep_runs(partial(self._folder, run.model), remove_vectors, self.ledger, self.predictions(run.model), run)
 
     def forget(self, model: str, run_id: str) -> None:
         """Remove the vectors of a run."""
@@ -225,11 +221,6 @@ class Deltas:
 
             table.generations.remove(manifest, buckets.tolist(), is_gone)
         return len(hashes)
-
-    def _remembered(self, model: str) -> list[str]:
-        where = open_location(self._folder(model, "").rstrip("/"))
-        infos = where.filesystem.get_file_info(fs.FileSelector(where.path, allow_not_found=True))
-        return [info.base_name for info in infos if is_run_id(info.base_name)]
 
     def _folder(self, model: str, run_id: str) -> str:
         return vectors_folder(self.settings, model, run_id)

@@ -352,9 +352,18 @@ class Ledger:
         `histogram`: output → counts of its predictions.
         """
         keys = [self._keys.run(claim.run_id), *self._parts(claim.run_id, "claims", "done", "sent", "bins")]
-        bins = zlib.compress(orjson.dumps(histogram, option=orjson.OPT_NON_STR_KEYS), 1) if histogram else b""
+        bins = _packed(histogram) if histogram else b""
         answer = self._run("finish", keys, [claim.chunk, claim.token, json.dumps(result), rows, quarantined, bins])
         return Progress(*answer[1:]) if answer[0] else None
+
+    def keep_histogram(self, run_id: str, histogram: Mapping[str, Histogram]) -> None:
+        """Keep the counts of the predictions that a run carries over without reading their rows. May run twice."""
+        if histogram:
+            key = self._keys.run_part(run_id, "bins")
+            with self._client.pipeline(transaction=True) as pipe:
+                pipe.hset(key, "unread", _packed(histogram))
+                pipe.expire(key, KEEP_RECORD_S)
+                pipe.execute()
 
     def results(self, run_id: str) -> dict[int, dict[str, Any]]:
         """Return every finished chunk's result by number."""
@@ -434,6 +443,10 @@ def _is_held(claim: bytes, now_ms: int) -> bool:
     """Whether a worker holds a chunk. A chunk that was given back rests under the token `-`."""
     _, token, until_ms = claim.split()
     return token != b"-" and int(until_ms) > now_ms
+
+
+def _packed(histogram: Mapping[str, Histogram]) -> bytes:
+    return zlib.compress(orjson.dumps(histogram, option=orjson.OPT_NON_STR_KEYS), 1)
 
 
 def _pairs(fields: Mapping[str, str | int]) -> list[str | int]:

@@ -9,8 +9,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from inference.batch.active_set import ActiveSet, ActiveSets
+from inference.batch.change_feed import ChangeFeeds
 from inference.batch.comparison.differences import check_comparable
 from inference.batch.delta import Base, Deltas, copied_at
 from inference.batch.engines import ChunkEngine
@@ -19,8 +21,8 @@ from inference.batch.ledger import KEEP_RUNS, Ledger, is_the_runs_fault
 from inference.batch.paths import check_source, run_folder, snapshots_folder
 from inference.batch.publishing import RunTables
 from inference.batch.records import Chunk, Engine, Fingerprint, RunRecord, RunState
+from inference.batch.run_folders import remove_folder, sweep_runs
 from inference.batch.selection import RowSlice, Selected, Selection, select_rows, unpack_entities
-from inference.batch.snapshots import sweep_snapshots
 from inference.errors import BadInput, Conflict, SourceError
 from inference.failures import sentence_of
 from inference.features import Vectoriser, check_key_columns
@@ -50,6 +52,7 @@ class Planner:
     active_sets: ActiveSets
     inspect: Inspect
     deltas: Deltas
+    change_feeds: ChangeFeeds
     engines: Mapping[Engine, ChunkEngine]
 
     def plan(self, run: RunRecord) -> None:
@@ -116,21 +119,18 @@ class Planner:
     def _plan(self, run: RunRecord, version: VersionRecord, source: Source, fingerprint: Fingerprint) -> None:
         _, model = self.settings.model(run.model)
         limits = {"rows_per_chunk": model.batch.rows_per_chunk, "bytes_per_chunk": model.batch.bytes_per_chunk}
-        gates: list[Gate] = []
-        pieces: Iterable[RowSlice]
-        if run.is_partial or model.rows == "newest":
-            selected = self._select(run, source, model, limits)
-            if run.entities_asked is not None:
-                gates = [entities_gate(run.entities_asked, selected.missing, selected.missing_examples)]
-                if not gates[0].passed:
-                    raise SourceError(f"{source.path}: {gates[0].detail}", field="entities")
-            pieces, rows = selected.pieces, selected.rows
-        else:
-            refuse_repeated_ids(source, model.entity_column)
-            pieces, rows = cut_row_groups(source.files, **limits), source.rows
+        pieces, rows, gates = self._rows(run, source, model, limits)
         active = self._active_set(run, model, rows)
+        unread = None
         if active:
             pieces = active.mark(source, pieces, model.entity_column)
+        else:  # the size of an active set is known once its rows are marked
+            vectors, base = self._base(run, version, model, rows)
+            if base and source.version:
+                told, unread = self.change_feeds.open(run, base, source, fingerprint, version.contract)
+                vectors |= told
+        if unread:
+            pieces = unread.leave_out(source, pieces)
         facts: dict[str, str | int] = {
             "chunks_total": self.ledger.plans.write(run.run_id, gather(pieces, **limits), files=source.files),
             "rows_total": rows,
@@ -138,19 +138,43 @@ class Planner:
             "fingerprint": json_text_of(Fingerprint, fingerprint),
             "parquet_folder": self._parquet_folder(run, model),
             "source": source.path,
+            "table_version": source.version,
         }
         if gates:
             facts["gates"] = json_text_of(list[Gate], gates)
         if active:
             facts |= self._settle(run, model, active)
-        base = None
-        if run.delta or (model.batch.delta and not run.is_partial and not run.shadow):
-            vectors, base = self.deltas.plan(run, version, rows - int(facts.get("rows_outside", 0)))
-            facts |= vectors
-        self._start(run, version, model, facts, base)
+            vectors, base = self._base(run, version, model, rows - int(facts["rows_outside"]))
+        if unread:
+            vectors |= unread.keep(self.ledger)
+        self._start(run, version, model, facts | vectors, base)
         self.ledger.plans.forget_entities(run.run_id)
         if source.path != run.source:
-            sweep_snapshots(self.settings, self.ledger, self.tables.predictions(run.model), run)
+            folders = partial(snapshots_folder, self.settings, run.model)
+            sweep_runs(folders, remove_folder, self.ledger, self.tables.predictions(run.model), run)
+
+    def _rows(
+        self, run: RunRecord, source: Source, model: ModelSettings, limits: dict[str, int]
+    ) -> tuple[Iterable[RowSlice], int, list[Gate]]:
+        """Return the rows that a run is about, how many they are, and the gate of a list of ids."""
+        if not run.is_partial and model.rows != "newest":
+            refuse_repeated_ids(source, model.entity_column)
+            return cut_row_groups(source.files, **limits), source.rows, []
+        selected = self._select(run, source, model, limits)
+        gates = []
+        if run.entities_asked is not None:
+            gates = [entities_gate(run.entities_asked, selected.missing, selected.missing_examples)]
+            if not gates[0].passed:
+                raise SourceError(f"{source.path}: {gates[0].detail}", field="entities")
+        return selected.pieces, selected.rows, gates
+
+    def _base(
+        self, run: RunRecord, version: VersionRecord, model: ModelSettings, rows: int
+    ) -> tuple[dict[str, str | int], Base | None]:
+        """Return what `Deltas.plan` does, or nothing if the run keeps no vectors. `rows`: that it scores."""
+        if run.delta or (model.batch.delta and not run.is_partial and not run.shadow):
+            return self.deltas.plan(run, version, rows)
+        return {}, None
 
     def _active_set(self, run: RunRecord, model: ModelSettings, rows: int) -> ActiveSet | None:
         """Return the active set of a whole run; None if the settings name none."""

@@ -215,6 +215,9 @@ class RunStatus:
     rows_carried: Count | None = None
     rows_rescored: Count | None = None
     rows_removed: Count | None = None
+    #: which rows a delta run left unread since the table tells that they did not change, or why it read all; None: the
+    #: source is no Delta or Iceberg table
+    change_feed: TextOrNone = None
     started_at: Instant | None = None
     #: when the last chunk was done
     scored_at: Instant | None = None
@@ -278,6 +281,9 @@ class RunRecord(RunStatus):
     #: the generation whose rows are carried over, and how many delta runs there were since the last full one
     base_generation: Count | None = None
     deltas: Count = 0
+    #: `Source.version`, and how many rows a delta run carried over without reading them; None: it read all
+    table_version: str = ""
+    rows_unread: Count | None = None
     #: its scored rows are given up, whatever `resumable` says
     spent: bool = False
     #: the error of the last failed attempt at a chunk

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from inference import tracing
 from inference.batch.active_set import ActiveSets
+from inference.batch.change_feed import ChangeFeeds
 from inference.batch.comparison.differ import Differ
 from inference.batch.comparison.differences import DiffOptions, RunDiff
 from inference.batch.delta import Deltas
@@ -93,7 +94,10 @@ class Runs:
         give_way = Yielding(client, keys, settings.realtime_queues).give_way
         active_sets = ActiveSets(client, keys, give_way)
         deltas = Deltas(settings, self._ledger, self._tables.predictions, give_way)
-        self._planner = Planner(settings, self._ledger, registry, self._tables, active_sets, inspect, deltas, engines)
+        feeds = ChangeFeeds(settings, self._ledger, self._tables.predictions, give_way)
+        self._planner = Planner(
+            settings, self._ledger, registry, self._tables, active_sets, inspect, deltas, feeds, engines
+        )
         self._differ = Differ(settings, self._ledger, self._tables, registry, give_way)
         publisher = Publisher(settings, self._ledger, keys, self._tables, deltas, self._differ.compare, give_way)
         self._reconciler = Reconciler(settings, self._ledger, self._tables, self._planner, publisher, engines)

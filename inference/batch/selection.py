@@ -199,7 +199,7 @@ def select_rows(
     scan = _Scan(selection, entity_column, event_time_column, newest=newest)
     kept: list[RowSlice] = []
     for group, batches in row_groups(source, _prune(source, pieces, selection.since, event_time_column), scan.columns):
-        kept += _masked(group, np.concatenate([scan.mask(batch) for batch in batches]))
+        kept += masked(group, np.concatenate([scan.mask(batch) for batch in batches]))
     if scan.newest is None:
         _refuse_repeated(source, kept, scan.hashes, entity_column)
     else:
@@ -283,7 +283,8 @@ def _first_rows(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Rec
         yield batch
 
 
-def _masked(group: Sequence[RowSlice], mask: npt.NDArray[np.bool_]) -> Iterator[RowSlice]:
+def masked(group: Sequence[RowSlice], mask: npt.NDArray[np.bool_]) -> Iterator[RowSlice]:
+    """Yield a row group's pieces with the rows of a mask, which has an entry for each row of the row group."""
     for piece in group:
         of_piece = mask[piece.slice.offset : piece.slice.offset + piece.slice.length]
         if of_piece.any():

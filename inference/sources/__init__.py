@@ -29,9 +29,11 @@ from inference.sources.source import (
     find_column,
     open_source,
 )
+from inference.sources.table_changes import NoChangeFeed, written_since
 
 __all__ = [
     "IdCount",
+    "NoChangeFeed",
     "Slice",
     "Source",
     "SourceFile",
@@ -61,4 +63,5 @@ __all__ = [
     "state_of",
     "unpack_mask",
     "whole_slices",
+    "written_since",
 ]

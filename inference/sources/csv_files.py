@@ -8,7 +8,7 @@ text say which value did it, to those who need numbers.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -28,6 +28,8 @@ _BLOCK_BYTES = 4 << 20
 #: bytes of the first look: the names of the columns, and the types that Arrow would not infer
 _HEAD_BYTES = 64 << 10
 _MISFIT = re.compile(r"In CSV column #(\d+): Row #(\d+): CSV conversion error to .*: invalid value '(.*)'", re.DOTALL)
+#: pandas' name for an index without one
+_INDEX = "__index_level_0__"
 _LEADING_ZERO = r"^[+-]?0\d"
 #: the spellings of a missing number
 _MISSING = frozenset(csv.ConvertOptions().null_values)
@@ -70,20 +72,17 @@ class CsvTable:
         try:
             with place.filesystem.open_input_stream(place.path) as stream:
                 head = stream.read(_HEAD_BYTES)
-            if head.startswith(b"PAR1"):
-                name = PurePosixPath(place.path).name.partition(".")[0]
-                message = f"{place.name} is Parquet and called CSV: rename it to {name}.parquet"
-                raise SourceError(message, field="source")
+            _check_head(head, place)
             delimiter = _delimiter(head)
             first = _first_rows(place, delimiter)
-            names = first.schema.names
+            names = _names(first.schema)
             for name, column in zip(names, first.columns, strict=True):
                 if type_ := _type_at_first(column):
                     self.types.setdefault(name, type_)
             with place.filesystem.open_input_stream(place.path) as stream, _open(stream, delimiter, self.types) as rows:
                 for name, type_ in zip(names, rows.schema.types, strict=True):
                     self.types.setdefault(name, type_)
-                yield from rows
+                yield from (_read_as_named(batch, names) for batch in rows)
         except (pa.ArrowException, OSError) as error:
             misfit = _MISFIT.fullmatch(str(error))
             if misfit is None:
@@ -122,8 +121,41 @@ def _open(
         # rows have no number in the errors of several threads
         read_options=csv.ReadOptions(block_size=block_bytes, use_threads=False),
         parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=csv.ConvertOptions(column_types=dict(types)),
+        convert_options=csv.ConvertOptions(column_types={_name_in_file(name): types[name] for name in types}),
     )
+
+
+def _check_head(head: bytes, place: Location) -> None:
+    if head.startswith(b"PAR1"):
+        name = PurePosixPath(place.path).name.partition(".")[0]
+        message = f"{place.name} is Parquet and called CSV: rename it to {name}.parquet"
+        raise SourceError(message, field="source")
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise SourceError(f"{place.name} is text in UTF-16: write it in UTF-8", field="source")
+
+
+def _names(schema: pa.Schema) -> list[str]:
+    """Return the names of columns. A first one without a name is a DataFrame's index."""
+    names: list[str] = schema.names
+    return [_INDEX, *names[1:]] if names[:1] == [""] and _INDEX not in names else names
+
+
+def _name_in_file(name: str) -> str:
+    return "" if name == _INDEX else name
+
+
+def _read_as_named(batch: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:
+    """Return a batch with these names of columns, and with null for empty text, which is missing like empty numbers."""
+    columns = [_without_empty(column) for column in batch.columns]
+    fields = [pa.field(name, column.type) for name, column in zip(names, columns, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
+
+
+def _without_empty(column: pa.Array) -> pa.Array:
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return column
+    is_empty = pc.equal(column, "")
+    return pc.if_else(is_empty, None, column) if pc.any(is_empty).as_py() else column
 
 
 def _delimiter(head: bytes) -> str:

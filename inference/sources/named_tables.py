@@ -26,10 +26,16 @@ from inference.sources.partitions import PartitionValue
 from inference.sources.sql_queries import query_rows, read_query
 from inference.storage import reason_of
 
-_MAPPING = "delta.columnMapping.mode"
-#: kind of table → how its library's name begins, and Forecache's extra that installs it
-_LIBRARIES = {"delta": "deltalake", "iceberg": "pyiceberg", "sql": "adbc_driver"}
-_EXTRAS = {"delta": "delta", "iceberg": "iceberg", "sql": "adbc"}
+#: how a Delta table's columns are named in its files
+COLUMN_MAPPING = "delta.columnMapping.mode"
+#: library → Forecache's extra that installs it
+_EXTRAS = {
+    "deltalake": "delta",
+    "pyiceberg": "iceberg",
+    "adbc_driver_postgresql": "adbc",
+    "adbc_driver_sqlite": "adbc",
+    "duckdb": "duckdb",
+}
 
 
 @dataclass(frozen=True)
@@ -45,12 +51,19 @@ class TableVersion:
     """One version of a table. `table` names the version too.
 
     `files`: its data files; None if there are none that hold just the rows of the version. `reader`: streams the rows.
+    `id`: of the table, which another one at the same place does not have; empty if it has no versions.
     """
 
     table: TableName
     reader: Callable[[], Iterable[pa.RecordBatch]]
     files: tuple[DataFile, ...] | None = None
     columns: tuple[str, ...] = ()
+    id: str = ""
+
+    @property
+    def name(self) -> str:
+        """The table, its version and its id in one text; empty if it has no versions."""
+        return f"{self.table} {self.id}" if self.id else ""
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield all rows.
@@ -59,7 +72,7 @@ class TableVersion:
             SourceError: a file cannot be read, or the library does not know its kind, such as equality deletes; or the
                 query fails, at its start or half-way.
         """
-        with _errors_of(self.table):
+        with errors_of(self.table):
             yield from self.reader()
 
 
@@ -69,7 +82,7 @@ def open_version(table: TableName) -> TableVersion:
     Raises:
         SourceError: the library is missing, or there is no such table, catalog or version.
     """
-    with _errors_of(table):
+    with errors_of(table):
         return _OPENED_BY[table.kind](table)
 
 
@@ -81,21 +94,22 @@ def folder_of(table: TableName) -> str:
     """
     if table.kind == "delta":
         return table.place
-    with _errors_of(table):
+    with errors_of(table):
         return _location(table.place)
 
 
 @contextmanager
-def _errors_of(table: TableName) -> Iterator[None]:
+def errors_of(table: TableName) -> Iterator[None]:
+    """Raise what a table's library raises within the block as a SourceError that names the table."""
     try:
         yield
     except SourceError:
         raise
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
-        if not library.startswith(_LIBRARIES[table.kind]):
+        if library not in _EXTRAS:
             raise
-        message = f"{table} needs {library}: pip install 'forecache[{_EXTRAS[table.kind]}]' on this machine"
+        message = f"{table} needs {library}: pip install 'forecache[{_EXTRAS[library]}]' on this machine"
         raise SourceError(message, field="source") from error
     except Exception as error:  # each of the libraries raises kinds of its own, and those of several stores
         raise SourceError(f"{table} cannot be read: {without_secrets(reason_of(error))}", field="source") from error
@@ -108,11 +122,12 @@ def _open_delta(table: TableName) -> TableVersion:
     schema = pa.schema(opened.schema().to_arrow())
     metadata = opened.metadata()
     files = None
-    is_mapped = metadata.configuration.get(_MAPPING, "none") != "none"
+    is_mapped = metadata.configuration.get(COLUMN_MAPPING, "none") != "none"
     if not is_mapped and not pa.table(opened.deletion_vectors()).num_rows:
         files = _files_of_delta(table.place, pa.table(opened.get_add_actions()), metadata.partition_columns)
     pinned = replace(table, version=opened.version())
-    return TableVersion(pinned, lambda: pa.RecordBatchReader.from_stream(opened.scan()), files, tuple(schema.names))
+    columns, id_ = tuple(schema.names), str(metadata.id)
+    return TableVersion(pinned, lambda: pa.RecordBatchReader.from_stream(opened.scan()), files, columns, id_)
 
 
 def _files_of_delta(root: str, added: pa.Table, partitioned: list[str]) -> tuple[DataFile, ...] | None:
@@ -131,7 +146,7 @@ def _files_of_delta(root: str, added: pa.Table, partitioned: list[str]) -> tuple
 
 
 def _open_iceberg(table: TableName) -> TableVersion:
-    opened = _load_iceberg(table.place)
+    opened = load_iceberg(table.place)
     snapshot = opened.current_snapshot() if table.version is None else opened.snapshot_by_id(table.version)
     if snapshot is None:
         missing = "has no snapshot yet" if table.version is None else "is gone: its snapshot was expired"
@@ -146,10 +161,17 @@ def _open_iceberg(table: TableName) -> TableVersion:
     else:
         files = None
     names = tuple(field.name for field in scan.projection().fields)
-    return TableVersion(replace(table, version=snapshot.snapshot_id), scan.to_arrow_batch_reader, files, names)
+    pinned, id_ = replace(table, version=snapshot.snapshot_id), str(opened.metadata.table_uuid)
+    return TableVersion(pinned, scan.to_arrow_batch_reader, files, names, id_)
 
 
-def _load_iceberg(place: str) -> Any:
+def load_iceberg(place: str) -> Any:
+    """Return pyiceberg's table of CATALOG.NAMESPACE.TABLE.
+
+    Raises:
+        SourceError: the text names no table.
+        Exception: pyiceberg's, such as for a catalog that does not answer.
+    """
     from pyiceberg.catalog import load_catalog
 
     catalog, _, name = place.partition(".")
@@ -160,7 +182,7 @@ def _load_iceberg(place: str) -> Any:
 
 @lru_cache(maxsize=64)
 def _location(place: str) -> str:
-    return _spelled(str(_load_iceberg(place).location()))
+    return _spelled(str(load_iceberg(place).location()))
 
 
 def _spelled(uri: str) -> str:

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,6 +23,7 @@ from inference.errors import BadInput, SourceError, quoted
 from inference.sources.csv_files import CsvTable, TypesChanged
 from inference.sources.files import TableName, is_csv, list_files
 from inference.sources.named_tables import TableVersion, open_version
+from inference.sources.query_columns import storable
 from inference.sources.source import Source, column_problem, no_rows, open_source, source_of_version
 from inference.storage import Location, is_uri, open_location, reason_of, split_uri
 
@@ -52,19 +54,21 @@ def pin_source(
         SourceError: as `open_source` says, or the rows cannot be read or written.
         BadInput: a URI's file system cannot be opened.
     """
-    table = TableName.read(path)
+    table, named = TableName.read(path), ""
     if table is not None:
         version = open_version(table)
+        named = version.name
         source = _of_data_files(version, as_text, keep_metadata=keep_metadata)
         if source is not None:
-            return replace(source, original=path)
-        batches = version.batches
+            return replace(source, original=path, version=named)
+        batches: Callable[[], Iterator[pa.RecordBatch]] = partial(_as_parquet, version, as_text)
     elif is_csv(path):
         batches = CsvTable(path, dict.fromkeys(as_text, pa.large_string())).batches
     else:
         return open_source(path, as_text=as_text, keep_metadata=keep_metadata)
     copy = _write(path, batches, folder, most_rows)
-    return replace(open_source(copy, as_text=as_text, keep_metadata=keep_metadata), original=path)
+    source = open_source(copy, as_text=as_text, keep_metadata=keep_metadata)
+    return replace(source, original=path, version=named)
 
 
 def open_any(path: str, *, as_text: Collection[str] = (), most_rows: int | None = None) -> Source:
@@ -141,6 +145,10 @@ def _of_data_files(version: TableVersion, as_text: Collection[str], *, keep_meta
     if not is_whole or any(map(column_problem, source.schema)):
         return None
     return source
+
+
+def _as_parquet(version: TableVersion, as_text: Collection[str]) -> Iterator[pa.RecordBatch]:
+    return (storable(batch, as_text) for batch in version.batches())
 
 
 def _write(name: str, batches: Callable[[], Iterable[pa.RecordBatch]], folder: str, most_rows: int | None) -> str:

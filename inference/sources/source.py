@@ -39,6 +39,8 @@ class Source:
     metadata: tuple[Any, ...] = ()
     #: the source as the user names it, if `path` is a copy
     original: str = ""
+    #: the version of a Delta or Iceberg table with the table's id; empty for other sources
+    version: str = ""
 
     @property
     def name(self) -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
@@ -170,6 +173,24 @@ def query_of_sqlite(folder: Path) -> Made:
     return f"sql:{folder}/users.toml", users(0, 30), overwrite
 
 
+def query_of_duckdb(folder: Path) -> Made:
+    duckdb_users(folder)
+    write_query(folder, "duckdb:///shop.duckdb", "-- cheap ones\nWITH u AS (SELECT * FROM users) SELECT * FROM u; ")
+
+    def overwrite() -> None:
+        with duckdb.connect(folder / "shop.duckdb") as database:
+            database.execute("UPDATE users SET x = 1")
+
+    return f"sql:{folder}/users.toml", users(0, 30), overwrite
+
+
+def duckdb_users(folder: Path) -> None:
+    table = users(0, 30)
+    with duckdb.connect(folder / "shop.duckdb") as database:
+        database.register("given", table)
+        database.execute("CREATE TABLE users AS SELECT * FROM given")
+
+
 def write_query(folder: Path, url: str, query: str) -> None:
     (folder / "users.toml").write_text(f"url = {json.dumps(url)}\nquery = {json.dumps(query)}\n")
 
@@ -177,7 +198,7 @@ def write_query(folder: Path, url: str, query: str) -> None:
 KINDS = [
     parquet, comma, semicolon_compressed, several_csv, delta, delta_in_partitions, delta_at_a_version,
     delta_with_a_later_column, delta_with_deleted_rows, delta_with_mapped_columns, iceberg, iceberg_with_a_deleted_row,
-    iceberg_with_a_renamed_column, query_of_sqlite,
+    iceberg_with_a_renamed_column, query_of_sqlite, query_of_duckdb,
 ]  # fmt: skip
 #: their data files are read as they are
 PLAIN = {parquet, delta, delta_in_partitions, delta_at_a_version, iceberg}
@@ -253,6 +274,19 @@ def test_ids_and_text_stay_as_they_are_written(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_empty_text_is_missing_and_an_index_without_a_name_has_one(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(',tier,x,land\nu1,"",NULL,NA\nu2,pro,1,\nu3,pro,2,DE\n')
+
+    source = pin_source(f"{tmp_path}/t.csv", str(tmp_path / "snapshots"), as_text=["tier"])
+
+    columns = ["__index_level_0__", "tier", "x", "land"]
+    [batch] = read_slices(source.files, whole_slices(source.files), columns=columns, batch_rows=9)
+    assert batch.to_pydict() == {
+        "__index_level_0__": ["u1", "u2", "u3"], "tier": [None, "pro", "pro"], "x": [None, 1, 2],
+        "land": ["NA", None, "DE"],
+    }  # fmt: skip
+
+
 def test_text_in_a_column_of_numbers_is_named_to_those_who_need_numbers(tmp_path: Path) -> None:
     lines = [f"{number},{number},{number}" for number in range(900_000)]
     text = "\n".join(["entity_id,x,note", *lines, "900000,abc,abc", "900001,2,3"])
@@ -294,6 +328,7 @@ def test_values_may_hold_line_breaks_wherever_the_first_look_ends(tmp_path: Path
             "invalid UTF8 data; write it in UTF-8",
         ),
         (b"PAR1\x00\x01", "…/t.csv is Parquet and called CSV: rename it to t.parquet"),
+        ("entity_id,x\n1,2\n".encode("utf-16"), "…/t.csv is text in UTF-16: write it in UTF-8"),
     ],
 )
 def test_what_is_no_csv_is_refused_by_name(content: bytes, message: str, tmp_path: Path) -> None:
@@ -383,6 +418,18 @@ def test_a_query_of_postgresql_is_read_as_it_was_and_may_not_write(
     postgres.sql("UPDATE users SET x = 0")
     assert rows(source) == [(f"{number:06}", float(number), "free") for number in range(200_000)]
 
+    write_query(
+        tmp_path, postgres.url,
+        "SELECT a.entity_id::numeric AS entity_id, a.entity_id::numeric / 3 AS x, interval '1 day' AS wait, "
+        "a.tier, b.tier FROM users a JOIN users b USING (entity_id) -- all of it\nWHERE a.entity_id = '000007'; \n",
+    )  # fmt: skip
+    source = pin_source(f"sql:{tmp_path}/users.toml", str(tmp_path / "snapshots"), as_text=TEXTS)
+    [batch] = read_slices(source.files, whole_slices(source.files), columns=["entity_id", "x"], batch_rows=9)
+    assert batch.to_pylist() == [{"entity_id": "7", "x": 7 / 3}]
+    for column, message in [("wait", "cast it in the query"), ("tier", "the query returns 2 columns 'tier'")]:
+        with pytest.raises(SourceError, match=message):
+            find_column(source.schema, column, "t")
+
     for query, words in [
         ("DELETE FROM users", "read-only transaction"),
         ("SELECT entity_id, 1 / (150000 - entity_id::int) AS x FROM users", "division by zero"),
@@ -392,12 +439,47 @@ def test_a_query_of_postgresql_is_read_as_it_was_and_may_not_write(
         assert words in refused(f"sql:{tmp_path}/users.toml", tmp_path), query
 
 
+def test_a_query_of_duckdb_that_cannot_be_read_says_why_and_writes_nothing(tmp_path: Path) -> None:
+    duckdb_users(tmp_path)
+    source = f"sql:{tmp_path}/users.toml"
+    for query, words in [
+        ("SELECT * FROM nobody", "Table with name nobody does not exist"),
+        (f"COPY users TO '{tmp_path}/out.csv'", "the query of DuckDB must be one SELECT"),
+        ("SELECT 1; SELECT 2", "the query of DuckDB must be one SELECT"),
+        ("DROP TABLE users", "the query of DuckDB must be one SELECT"),
+        (
+            "SELECT i AS entity_id, CASE WHEN i = 900000 THEN error('half-way') END AS x FROM range(1000000) r(i)",
+            "half-way",
+        ),
+    ]:
+        write_query(tmp_path, "duckdb:///shop.duckdb", query)
+        assert words in refused(source, tmp_path), query
+    assert not (tmp_path / "out.csv").exists()
+
+    write_query(tmp_path, "duckdb:///shop.duckdb", "SELECT * FROM users")
+    hold = "import duckdb, sys; held = duckdb.connect(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", hold, str(tmp_path / "shop.duckdb")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        assert "Could not set lock on file" in refused(source, tmp_path)
+        holder.communicate()
+    assert pin_source(source, str(tmp_path / "snapshots")).rows == 30
+
+    write_query(tmp_path, "duckdb:///no.duckdb", "SELECT 1")
+    assert "database does not exist" in refused(source, tmp_path)
+    assert not (tmp_path / "no.duckdb").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ('query = "SELECT 1"', "…/users.toml: give either url or url_variable, the name of an environment variable"),
         ('url = "sqlite:///shop.db"', "…/users.toml: query: "),
-        ('url = "mysql://a"\nquery = "SELECT 1"', "…/users.toml: the url of a database begins with postgresql:// or"),
+        (
+            'url = "mysql://a"\nquery = "SELECT 1"',
+            "…/users.toml: the url of a database begins with one of postgresql://, sqlite://",
+        ),
         (
             'url_variable = "NO_URL"\nquery = "SELECT 1"',
             "…/users.toml: the environment variable NO_URL is not set",

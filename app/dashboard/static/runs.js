@@ -182,7 +182,7 @@ function deltaText(run) {
   if (run.full_reason) return "a full run: " + run.full_reason;
   if (run.rows_carried == null) return run.base_run && "carries over rows of " + run.base_run;
   return `${count(run.rows_carried)} rows carried over from ${run.base_run}, ${count(run.rows_rescored)} scored, ` +
-    `${count(run.rows_removed)} gone`;
+    `${count(run.rows_removed)} gone` + (run.change_feed ? `; ${run.change_feed}` : "");
 }
 
 // The rows that a run did not score by the rule in its settings; the tooltip names the rule.
