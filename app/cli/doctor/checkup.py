@@ -152,7 +152,7 @@ class Checkup:
         return check_patience(self._settings, name, self._runs(name), scorers)
 
     def _model(self, name: str, model: ModelSettings) -> list[Finding]:
-        findings = check_model(name, model, self._settings.path(model.path), self._known(name))
+        findings = check_model(name, model, self._settings.model_folder(name), self._known(name))
         owner = model.features_of
         if owner is not None:
             findings.append(check_shared_features(name, owner, self._known(name), self._known(owner)))
