@@ -192,7 +192,7 @@ def _explained(what: str, uri: str) -> Iterator[None]:
             "run",
             field="path",
         ) from error
-    except Exception as error:  # noqa: BLE001 - stores of artifacts raise the errors of their own libraries
+    except Exception as error:  # stores of artifacts raise the errors of their own libraries
         raise _translated(error, what, uri) from error
 
 

@@ -237,12 +237,13 @@ class AccessLogSettings(Section):
 class ModelSettings(Section):
     """One model: its folder, its table of features, its runs and its real-time answers.
 
-    `path`: the folder, or a model of an MLflow registry. `allow_code`: allow formats whose load runs code, such as pickles. `signature`: the name of a SavedModel's
-    signature; None for `serving_default`, or its only one. `activate`: which version answers: the newest good one, or
-    none before it is labelled stable. `poll_every`: how often workers look for new versions; None for only at the start
-    or on request. `features_of`: another model, whose stored features answers on demand are computed from; None for its
-    own ones. `rows`: an entity has one row in the table, or several, of which the newest by `event_time_column` counts.
-    `fallbacks`: the sources of features that are not stored, in this order.
+    `path`: the folder, or a model of an MLflow registry. `allow_code`: allow formats whose load runs code, such as
+    pickles. `signature`: the name of a SavedModel's signature; None for `serving_default`, or its only one.
+    `activate`: which version answers: the newest good one, or none before it is labelled stable. `poll_every`: how
+    often workers look for new versions; None for only at the start or on request. `features_of`: another model, whose
+    stored features answers on demand are computed from; None for its own ones. `rows`: an entity has one row in the
+    table, or several, of which the newest by `event_time_column` counts. `fallbacks`: the sources of features that
+    are not stored, in this order.
     """
 
     path: Path

@@ -73,8 +73,8 @@ class Versions:
         """Make a model version active; return whether it is.
 
         Refuses a held version, and any version other than `stable` if that label is set. Without that label, it
-        refuses a version that is older than the active one, unless `backwards`, or labelled `canary`. `force` refuses nothing: it ends the
-        version's hold and trial, and moves the label `stable`, if set, to it.
+        refuses a version that is older than the active one, unless `backwards`, or labelled `canary`. `force` refuses
+        nothing: it ends the version's hold and trial, and moves the label `stable`, if set, to it.
         """
         return bool(self._client.run_script("activate", [self._keys.pointer], [version, int(force), int(backwards)]))
 
