@@ -21,6 +21,7 @@ from inference.models.load_limits import LoadLimits, bounded_time
 from inference.models.loaded import LoadedModel
 from inference.models.loading import WARM_UP_ROWS, TryApart, inspect_version_in_subprocess, table_of, try_version
 from inference.models.mirror import Mirror
+from inference.models.mlflow_client import MlflowRegistry
 from inference.models.registry import ModelRegistry, VersionRecord
 from inference.models.runtimes import LoadOptions
 from inference.models.versions import find_versions, wanted_versions
@@ -58,7 +59,7 @@ class ModelHost:
 
     The first worker with a good warm-up decides which version is active, and all workers follow. If an earlier load of
     a version ended with its process, `try_apart` tries the version in a process of its own first. A load that takes
-    longer than `[workers] load_timeout` ends this process.
+    longer than `[workers] load_timeout` ends this process. `mlflow`: None for the registry of the settings.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class ModelHost:
         *,
         monotonic: Callable[[], float] = time.monotonic,
         try_apart: TryApart = inspect_version_in_subprocess,
+        mlflow: MlflowRegistry | None = None,
     ) -> None:
         self._settings = settings
         self._registry = registry
@@ -78,8 +80,9 @@ class ModelHost:
         self._loaded: dict[tuple[str, int], LoadedModel] = {}
         self._failed: dict[tuple[str, int], tuple[float, str]] = {}
         self._pointers: dict[str, tuple[float, Pointer]] = {}
+        source = mlflow or MlflowRegistry(settings.mlflow_uri)
         self._mirrors = {
-            model: Mirror(settings, registry, model, of_model.registered)
+            model: Mirror(settings, registry, model, of_model.registered, source, monotonic=monotonic)
             for model, of_model in settings.models.items()
             if of_model.registered is not None
         }

@@ -16,7 +16,7 @@ from pathlib import Path
 from inference import host_locks
 from inference.errors import ForecacheError, ModelError, ModelUnavailable
 from inference.logs import get_logger
-from inference.models.mlflow_client import RegisteredVersion, download_apart, find_registered, read_origin
+from inference.models.mlflow_client import MlflowRegistry, RegisteredVersion, read_origin
 from inference.models.registry import Choice, ModelRegistry, VersionRecord
 from inference.settings import Settings
 from inference.settings.registered import RegisteredModel
@@ -39,6 +39,7 @@ class Mirror:
         registry: ModelRegistry,
         model: str,
         registered: RegisteredModel,
+        source: MlflowRegistry,
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -46,6 +47,7 @@ class Mirror:
         self._registry = registry
         self._model = model
         self._registered = registered
+        self._source = source
         self._folder = settings.model_folder(model)
         self._monotonic = monotonic
         self._failed: dict[int, tuple[float, ForecacheError]] = {}
@@ -65,7 +67,7 @@ class Mirror:
             return RegisteredVersion(of.name, of.version)  # needs no registry
         known = self._registry.choice(self._model, str(of))
         try:
-            found = find_registered(of, self._settings.mlflow_uri)
+            found = self._source.find(of)
         except ForecacheError as error:
             if known is None:
                 raise
@@ -169,7 +171,7 @@ class Mirror:
                 new = self._folder / f"{_UNFINISHED}{os.getpid()}"
                 shutil.rmtree(new, ignore_errors=True)
                 new.mkdir()
-                download_apart(wanted, new / "version", self._settings.mlflow_uri, timeout_s=timeout_s)
+                self._source.download(wanted, new / "version", timeout_s=timeout_s)
                 if place.exists():  # of a model that was registered anew, or of another one
                     place.rename(new / "old")
                 (new / "version").rename(place)

@@ -62,57 +62,63 @@ def is_installed() -> bool:
     return find_spec("mlflow") is not None
 
 
-def find_registered(of: RegisteredModel, uri: str) -> RegisteredVersion:
-    """Return the version that a path names: that of its alias, the fixed one, or the newest one that is ready.
+class MlflowRegistry:
+    """The registry of one MLflow server. `uri`: the server's address; may hold a password."""
 
-    Raises:
-        ModelError: the registry has no such model, alias or version, or refuses the credentials.
-        ModelUnavailable: it does not answer.
-        SettingsError: MLflow's client is not installed.
-    """
-    with _explained(str(of), uri):
-        client = _client(uri)
-        if of.alias is not None:
-            found = client.get_model_version_by_alias(of.name, of.alias)
-        elif of.version is not None:
-            found = client.get_model_version(of.name, str(of.version))
-        else:
-            found = _newest(client, of)
-        return RegisteredVersion(of.name, int(found.version), int(found.creation_timestamp))
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
 
+    def find(self, of: RegisteredModel) -> RegisteredVersion:
+        """Return the version that a path names: that of its alias, the fixed one, or the newest one that is ready.
 
-def download_apart(wanted: RegisteredVersion, folder: Path, uri: str, *, timeout_s: float) -> None:
-    """Download a version into a new version folder, in a process of its own, which ends after `timeout_s`.
+        Raises:
+            ModelError: the registry has no such model, alias or version, or refuses the credentials.
+            ModelUnavailable: it does not answer.
+            SettingsError: MLflow's client is not installed.
+        """
+        with _explained(str(of), self.uri):
+            client = _client(self.uri)
+            if of.alias is not None:
+                found = client.get_model_version_by_alias(of.name, of.alias)
+            elif of.version is not None:
+                found = client.get_model_version(of.name, str(of.version))
+            else:
+                found = _newest(client, of)
+            return RegisteredVersion(of.name, int(found.version), int(found.creation_timestamp))
 
-    Raises:
-        ModelError: the registry has no such version, or it is none that can be served.
-        ModelUnavailable: the registry or the store of its artifacts did not answer, or not in time.
-        SettingsError: MLflow's client is not installed.
-    """
-    if not is_installed():
-        raise _not_installed()
-    # -P: Python must not import a user's workers.py of the working directory
-    command = [sys.executable, "-P", "-m", "workers.download", wanted.name, str(wanted.version), str(folder)]
-    environment = {**os.environ, **_DOWNLOADING, **_GIVEN, "MLFLOW_TRACKING_URI": uri, "CUDA_VISIBLE_DEVICES": "-1"}
-    try:
-        done = subprocess.run(  # noqa: S603 - our own module; the arguments are the operator's
-            command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, timeout=timeout_s, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise ModelUnavailable(
-            f"version {wanted.version} of {wanted.name} was not downloaded from MLflow within {timeout_s:g} s: raise "
-            "load_timeout under [workers] if it needs that long"
-        ) from None
-    if done.returncode:
-        said = done.stderr[-_LAST_BYTES:].decode(errors="replace").strip().splitlines()
-        reason = said[-1] if said else f"the download ended with {done.returncode}"
-        raise (ModelUnavailable if done.returncode == _LATER else ModelError)(reason)
+    def download(self, wanted: RegisteredVersion, folder: Path, *, timeout_s: float) -> None:
+        """Download a version into a new version folder, in a process of its own, which ends after `timeout_s`.
+
+        Raises:
+            ModelError: the registry has no such version, or it is none that can be served.
+            ModelUnavailable: the registry or the store of its artifacts did not answer, or not in time.
+            SettingsError: MLflow's client is not installed.
+        """
+        if not is_installed():
+            raise _not_installed()
+        # -P: Python must not import a user's workers.py of the working directory
+        command = [sys.executable, "-P", "-m", "workers.download", wanted.name, str(wanted.version), str(folder)]
+        own = {"MLFLOW_TRACKING_URI": self.uri, "CUDA_VISIBLE_DEVICES": "-1"}
+        environment = {**os.environ, **_DOWNLOADING, **_GIVEN, **own}
+        try:
+            done = subprocess.run(  # noqa: S603 - our own module; the arguments are the operator's
+                command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, timeout=timeout_s, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise ModelUnavailable(
+                f"version {wanted.version} of {wanted.name} was not downloaded from MLflow within {timeout_s:g} s: "
+                "raise load_timeout under [workers] if it needs that long"
+            ) from None
+        if done.returncode:
+            said = done.stderr[-_LAST_BYTES:].decode(errors="replace").strip().splitlines()
+            reason = said[-1] if said else f"the download ended with {done.returncode}"
+            raise (ModelUnavailable if done.returncode == _LATER else ModelError)(reason)
 
 
 def download(name: str, version: int, folder: Path, uri: str) -> None:
     """Download a version, and make a new version folder of it.
 
-    Raises: see `download_apart`.
+    Raises: see `MlflowRegistry.download`.
     """
     what = str(RegisteredModel(name, version=version))
     raw = folder.with_name(f"{folder.name}.raw")
@@ -132,7 +138,7 @@ def download(name: str, version: int, folder: Path, uri: str) -> None:
 
 
 def exit_status(error: ForecacheError) -> int:
-    """Return the exit status by which `download_apart` learns the kind of an error."""
+    """Return the exit status by which `MlflowRegistry.download` learns the kind of an error."""
     return _LATER if isinstance(error, ModelUnavailable) else 1
 
 
@@ -209,4 +215,6 @@ def _translated(error: Exception, what: str, uri: str) -> ForecacheError:
         return ModelError(
             f"{what}: the MLflow registry at {uri} says: {reason.removeprefix(code + ': ')}", field="path"
         )
+    if "failed with exception" in str(error):  # the innermost of the errors that it repeats says why
+        reason = str(error).rpartition(": ")[2].strip("\"')")
     return ModelUnavailable(f"the MLflow registry at {uri} does not answer for {what}: {reason}")
