@@ -58,7 +58,7 @@ def show(
         name, of_model = deployment.settings.model(model)
         serving = _serving(deployment, name)
         records = deployment.registry.versions(name)
-    if not records:
+    if not records and of_model.registered is None:
         # if the folder is wrong, no worker can load it: raise that error rather than say "start a worker"
         find_versions(deployment.settings.model_folder(name))
     data = [

@@ -20,7 +20,7 @@ from inference.logs import get_logger
 from inference.models.load_limits import LoadLimits, bounded_time
 from inference.models.loaded import LoadedModel
 from inference.models.loading import WARM_UP_ROWS, TryApart, inspect_version_in_subprocess, table_of, try_version
-from inference.models.mirror import Mirror
+from inference.models.mirror import Downloads, Mirror
 from inference.models.mlflow_client import MlflowRegistry
 from inference.models.registry import ModelRegistry, VersionRecord
 from inference.models.runtimes import LoadOptions
@@ -82,7 +82,9 @@ class ModelHost:
         self._pointers: dict[str, tuple[float, Pointer]] = {}
         source = mlflow or MlflowRegistry(settings.mlflow_uri)
         self._mirrors = {
-            model: Mirror(settings, registry, model, of_model.registered, source, monotonic=monotonic)
+            model: Mirror(
+                registry, model, of_model.registered, source, Downloads(settings, model, source, monotonic=monotonic)
+            )
             for model, of_model in settings.models.items()
             if of_model.registered is not None
         }

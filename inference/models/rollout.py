@@ -91,7 +91,7 @@ class Rollout:
             self._refused.clear()
             self._registry.unfinished_loads(self._model).forget()
             if self._mirror is not None:
-                self._mirror.try_again()
+                self._mirror.here.try_again()
         others = self._others()
         if others and not self._answers:
             self._host.unload_idle(self._model, keep=(), idle_s=UNLOAD_AFTER_S)
@@ -110,7 +110,7 @@ class Rollout:
         self._host.unload_idle(self._model, keep=keep, idle_s=UNLOAD_AFTER_S)
         if self._mirror is not None:
             in_memory = self._host.versions().get(self._model, ())
-            self._mirror.sweep({*folders, *in_memory, *labelled, pointer.active_version})
+            self._mirror.here.sweep({*folders, *in_memory, *labelled, pointer.active_version})
         return settled and arrived
 
     @property

@@ -1,0 +1,167 @@
+"""A real MLflow server: an alias moves under load, the registry goes away, and everything that it may refuse."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import textwrap
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from inference.errors import ModelError, ModelUnavailable
+from inference.models.mlflow_client import MlflowRegistry, RegisteredVersion, is_installed
+from inference.settings.registered import read_registered
+from tests.support.mlflow_server import MlflowServer
+from tests.support.redis_server import missing
+from tests.support.stack import Stack, run_cli
+from tests.support.waiting import wait_for
+
+# its environment is made the first time
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
+
+ROWS = 200
+ALIAS = "models:/flight delay@champion"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    if not is_installed():
+        missing("mlflow-skinny")
+    with MlflowServer(tmp_path_factory.mktemp("mlflow")) as server:
+        for factor in (1, 2):
+            server.register("flight delay", factor)
+        server.move_alias("flight delay", "champion", 1)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, server: MlflowServer) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("deployment")
+    columns = {"entity_id": [f"e{i}" for i in range(ROWS)], "x": pa.array(range(ROWS), pa.float32())}
+    pq.write_table(pa.table(columns), folder / "table.parquet")
+    settings = textwrap.dedent(
+        f"""
+        [mlflow]
+        tracking_uri = "{server.url}"
+        [models.m]
+        path = "{ALIAS}"
+        features = "{folder / "table.parquet"}"
+        poll_every = "1s"
+        [models.m.realtime]
+        timeout_ms = 5000
+        """
+    )
+    with Stack(folder, settings) as deployment:
+        deployment.start("realtime", "realtime-2", "api")
+        deployment.wait_ready()
+        deployment.cli("features", "load", "m", str(folder / "table.parquet"))
+        yield deployment
+
+
+def test_an_alias_that_moves_reaches_all_workers_without_a_failed_request_and_so_does_its_way_back(
+    server: MlflowServer, stack: Stack
+) -> None:
+    failed: list[Any] = []
+    newest: list[int] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=stack.url, timeout=10) as client:
+            i = 0
+            while not stop.is_set():
+                i = (i + 7) % ROWS
+                got = client.get(f"/predict/e{i}", params={"max_staleness_hours": 0})
+                body = got.json()
+                if got.status_code != 200 or body["prediction"] != i * body["model_version"]:
+                    failed.append((got.status_code, body))
+                else:
+                    newest[:] = [body["model_version"]]
+
+    wait_for(lambda: _holding(stack, 1) == 2, "two workers with version 1", 60)
+    assert httpx.get(f"{stack.url}/predict/e0").status_code == 200
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for version in (2, 1):
+            server.move_alias("flight delay", "champion", version)
+            wait_for(lambda: newest == [version], f"answers of version {version}", 60)  # noqa: B023
+            wait_for(lambda: stack.deployment.registry.active_version("m") == version, "the pointer")  # noqa: B023
+    finally:
+        stop.set()
+        asking.join()
+    assert not failed, failed[:3]
+    downloads = "".join(stack.own_log(name) for name in ("realtime", "realtime-2")).count("model.downloaded")
+    assert downloads == 2  # one of each version, for both workers
+
+
+def test_a_registry_that_is_away_changes_nothing_and_is_told_once_and_by_doctor(
+    server: MlflowServer, stack: Stack
+) -> None:
+    try:
+        server.stop()
+        wait_for(lambda: "does not answer" in stack.own_log("realtime"), "the log to say so", 60)
+        assert httpx.get(f"{stack.url}/predict/e3", params={"max_staleness_hours": 0}).json()["prediction"] == 3
+        report = stack.cli("doctor").stdout
+        assert "m, registry" in report
+        assert f"{server.url} does not answer" in report
+        stack.stop("realtime-2", signal.SIGTERM)
+        stack.start("realtime-2")
+        wait_for(lambda: _holding(stack, 1) == 2, "a worker that starts without the registry", 60)
+        assert stack.own_log("realtime").count("does not answer") == 1
+    finally:
+        server.start()
+    wait_for(lambda: "model.registry_answers" in stack.own_log("realtime"), "the log to say so", 60)
+    assert f"{ALIAS} is version 1" in " ".join(stack.cli("doctor").stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("models:/flight delay@challenger", "alias challenger not found"),
+        ("models:/flight delay/9", "version=9"),
+        ("models:/nothing@champion", "nothing not found"),
+        ("models:/nothing", "nothing not found"),
+    ],
+)
+def test_what_the_registry_does_not_have_is_named(server: MlflowServer, path: str, words: str) -> None:
+    registered = read_registered(path)
+    assert registered is not None
+    with pytest.raises(ModelError) as raised:
+        MlflowRegistry(server.url).find(registered)
+    assert words in raised.value.message
+    assert "\n" not in raised.value.message
+
+
+def test_what_cannot_be_downloaded_is_named(server: MlflowServer, tmp_path: Path) -> None:
+    number = server.register("gone", 1)
+    shutil.rmtree(server.folder / "artifacts")
+    source = MlflowRegistry(server.url)
+    with pytest.raises((ModelError, ModelUnavailable), match="models:/gone/1"):
+        source.download(RegisteredVersion("gone", number), tmp_path / "1", timeout_s=120)
+    with pytest.raises(ModelUnavailable, match="within 0.01 s: raise load_timeout"):
+        source.download(RegisteredVersion("gone", number), tmp_path / "1", timeout_s=0.01)
+    assert not (tmp_path / "1").exists()
+
+
+def test_init_takes_a_model_of_the_registry(server: MlflowServer, stack: Stack, tmp_path: Path) -> None:
+    environment = {"MLFLOW_TRACKING_URI": server.url}
+    table = str(stack.folder / "table.parquet")
+    done = run_cli(tmp_path, "init", "--model", ALIAS, "--features", table, environment=environment)
+    assert done.returncode == 0, done.stderr
+    settings = (tmp_path / "forecache.toml").read_text()
+    assert f'path = "{ALIAS}"' in settings
+    assert "[models.flight-delay]" in settings
+    bad = run_cli(tmp_path, "init", "--model", "models:/flight delay@no", "--features", table, environment=environment)
+    assert (bad.returncode, bad.stderr.count("\n")) == (1, 1)
+
+
+def _holding(stack: Stack, version: int) -> int:
+    alive = stack.deployment.presence.roster("realtime").alive
+    return len([one for one in alive if one.ready and version in one.versions.get("m", ())])
