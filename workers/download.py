@@ -18,6 +18,7 @@ from inference.models.mlflow_client import download, exit_status
 def main(argv: Sequence[str]) -> int:
     """Download one version; returns the exit status."""
     name, version, folder = argv
+    os.nice(10)  # requests go first
     try:
         download(name, int(version), Path(folder), os.environ["MLFLOW_TRACKING_URI"])
     except ForecacheError as error:

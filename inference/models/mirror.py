@@ -64,15 +64,16 @@ class Downloads:
             raise failure
         began = self._monotonic()
         try:
-            self._download(wanted, place)
+            is_new = self._download(wanted, place)
         except ForecacheError as error:
             now = self._monotonic()
             wait_s = max(_RETRY_AFTER_S, _RETRY_AFTER_TIMES * (now - began))
             self._failed[wanted.version] = now + wait_s, error
             raise
         self._failed.pop(wanted.version, None)
-        took_s = round(self._monotonic() - began, 2)
-        log.info("model.downloaded", model=self._model, name=wanted.name, version=wanted.version, took_s=took_s)
+        if is_new:
+            took_s = round(self._monotonic() - began, 2)
+            log.info("model.downloaded", model=self._model, name=wanted.name, version=wanted.version, took_s=took_s)
         return place
 
     def try_again(self) -> None:
@@ -101,13 +102,14 @@ class Downloads:
             return False
         return wanted.created_at is None or wanted.created_at == origin.created_at
 
-    def _download(self, wanted: RegisteredVersion, place: Path) -> None:
+    def _download(self, wanted: RegisteredVersion, place: Path) -> bool:
+        """Download a version, and tell whether this process did; else another one was first."""
         timeout_s = self._settings.workers.load_timeout
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with host_locks.holding(self._folder, wait_s=timeout_s) as held:
-                if self.holds(wanted):  # another process was first
-                    return
+                if self.holds(wanted):
+                    return False
                 if not held:
                     raise ModelUnavailable(f"another process downloads to {self._folder} for over {timeout_s:g} s")
                 new = self._folder / f"{_UNFINISHED}{os.getpid()}"
@@ -118,6 +120,7 @@ class Downloads:
                     place.rename(new / "old")
                 (new / "version").rename(place)
                 shutil.rmtree(new, ignore_errors=True)
+                return True
         except OSError as error:
             raise ModelError(
                 f"{self._folder} cannot hold downloads ({error.strerror}): set [mlflow] folder to one that the workers "

@@ -34,8 +34,8 @@ _ALWAYS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-#: MLflow itself waits for two minutes, and asks eight times
-_ASKING = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+#: MLflow itself waits for two minutes, asks eight times, and logs each of them
+_ASKING = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 _DOWNLOADING = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "60", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}
 #: what the operator has set counts more
 _GIVEN = {name: os.environ[name] for name in {**_ALWAYS, **_ASKING} if name in os.environ}

@@ -101,24 +101,19 @@ def test_an_alias_that_moves_reaches_all_workers_without_a_failed_request_and_so
     assert downloads == 2  # one of each version, for both workers
 
 
-def test_a_registry_that_is_away_changes_nothing_and_is_told_once_and_by_doctor(
+def test_a_registry_that_is_silent_changes_nothing_and_is_told_once_and_by_doctor(
     server: MlflowServer, stack: Stack
 ) -> None:
-    try:
-        server.stop()
+    with server.silent():
         wait_for(lambda: "does not answer" in stack.own_log("realtime"), "the log to say so", 60)
         assert httpx.get(f"{stack.url}/predict/e3", params={"max_staleness_hours": 0}).json()["prediction"] == 3
-        report = stack.cli("doctor").stdout
-        assert "m, registry" in report
-        assert f"{server.url} does not answer" in report
+        report = " ".join(stack.cli("doctor").stdout.split())
+        assert f"the MLflow registry at {server.url} gave no answer" in report
         stack.stop("realtime-2", signal.SIGTERM)
         stack.start("realtime-2")
-        wait_for(lambda: _holding(stack, 1) == 2, "a worker that starts without the registry", 60)
-        assert stack.own_log("realtime").count("does not answer") == 1
-    finally:
-        server.start()
+        wait_for(lambda: "model.ready" in stack.own_log("realtime-2").rpartition("version=2")[2], "a new worker", 60)
     wait_for(lambda: "model.registry_answers" in stack.own_log("realtime"), "the log to say so", 60)
-    assert f"{ALIAS} is version 1" in " ".join(stack.cli("doctor").stdout.split())
+    assert stack.own_log("realtime").count("does not answer") == 1
 
 
 @pytest.mark.parametrize(
@@ -141,24 +136,25 @@ def test_what_the_registry_does_not_have_is_named(server: MlflowServer, path: st
 
 def test_what_cannot_be_downloaded_is_named(server: MlflowServer, tmp_path: Path) -> None:
     number = server.register("gone", 1)
-    shutil.rmtree(server.folder / "artifacts")
+    newest = max((server.folder / "artifacts" / "0").iterdir(), key=lambda run: run.stat().st_mtime)
+    shutil.rmtree(newest)
     source = MlflowRegistry(server.url)
     with pytest.raises((ModelError, ModelUnavailable), match="models:/gone/1"):
         source.download(RegisteredVersion("gone", number), tmp_path / "1", timeout_s=120)
-    with pytest.raises(ModelUnavailable, match="within 0.01 s: raise load_timeout"):
+    with pytest.raises(ModelUnavailable, match="raise load_timeout under"):
         source.download(RegisteredVersion("gone", number), tmp_path / "1", timeout_s=0.01)
     assert not (tmp_path / "1").exists()
 
 
 def test_init_takes_a_model_of_the_registry(server: MlflowServer, stack: Stack, tmp_path: Path) -> None:
     environment = {"MLFLOW_TRACKING_URI": server.url}
-    table = str(stack.folder / "table.parquet")
-    done = run_cli(tmp_path, "init", "--model", ALIAS, "--features", table, environment=environment)
+    given = ["--features", str(stack.folder / "table.parquet"), "--entity-column", "entity_id"]
+    done = run_cli(tmp_path, "init", "--model", ALIAS, *given, environment=environment)
     assert done.returncode == 0, done.stderr
     settings = (tmp_path / "forecache.toml").read_text()
     assert f'path = "{ALIAS}"' in settings
     assert "[models.flight-delay]" in settings
-    bad = run_cli(tmp_path, "init", "--model", "models:/flight delay@no", "--features", table, environment=environment)
+    bad = run_cli(tmp_path, "init", "--model", "models:/flight delay@no", *given, environment=environment)
     assert (bad.returncode, bad.stderr.count("\n")) == (1, 1)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ flavors:
 
 
 class MlflowServer:
-    """The server, until it leaves the `with` block. `stop` and `start` are an outage: port and models stay."""
+    """The server, until it leaves the `with` block."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -39,13 +40,6 @@ class MlflowServer:
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> MlflowServer:
-        self.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.stop()
-
-    def start(self) -> None:
         python = peer_python(REQUIREMENT)
         command = [
             str(python), "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
@@ -61,13 +55,24 @@ class MlflowServer:
         try:
             wait_for(self._is_ready, "mlflow server", 120)
         except BaseException:
-            self.stop()
+            self.__exit__()
             raise
+        return self
 
-    def stop(self) -> None:
+    def __exit__(self, *exc: object) -> None:
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)  # SIGTERM takes it seconds
             self._process.wait(20)
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Let the server accept connections and say nothing within the block."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self._process.pid, signal.SIGCONT)
 
     def register(self, name: str, factor: float) -> int:
         """Log an ONNX model that multiplies, and register it; returns its version. Spares the seconds of MLflow."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from app.cli.doctor.findings import Check, Finding, error, not_checked, ok, warning
+from app.cli.doctor.findings import Check, Finding, at_once, error, not_checked, ok, warning
 from app.cli.doctor.models import StoredModel
 from inference.errors import BadInput, ModelUnavailable
-from inference.models.mlflow_client import MlflowRegistry, is_installed
+from inference.models.mlflow_client import MlflowRegistry, RegisteredVersion, is_installed
 from inference.models.registry import Choice
+from inference.redaction import without_secrets
 from inference.settings import Settings
 from inference.settings.registered import RegisteredModel
 
+#: with the import of MLflow, and less than all checks have
+_WITHIN_S = 4.5
 _START = "start `forecache up`, or `python -P -m workers realtime`"
 
 
@@ -21,15 +24,19 @@ def check_registry(settings: Settings, name: str, registered: RegisteredModel) -
     if not is_installed():
         fix = "pip install 'forecache[mlflow]' here, or read the workers' logs"
         return [warning(Check.MODEL, subject, "not checked: MLflow's client is not installed here", fix)]
-    try:
-        found = MlflowRegistry(settings.mlflow_uri).find(registered)
-    except ModelUnavailable as problem:
-        fix = "what answers goes on; check [mlflow] tracking_uri or MLFLOW_TRACKING_URI, and the server"
-        return [warning(Check.MODEL, subject, problem.message, fix)]
-    except BadInput as problem:
+    registry = MlflowRegistry(settings.mlflow_uri)
+    found = at_once({name: lambda: registry.find(registered)}, _WITHIN_S)[name]
+    if isinstance(found, RegisteredVersion):
+        return [ok(Check.MODEL, subject, f"{registered} is version {found.version}")]
+    if isinstance(found, BadInput):
         fix = f"correct [models.{name}] path, the alias in the registry, or the credentials; what answers goes on"
-        return [error(Check.MODEL, subject, problem.message, fix)]
-    return [ok(Check.MODEL, subject, f"{registered} is version {found.version}")]
+        return [error(Check.MODEL, subject, found.message, fix)]
+    if not isinstance(found, ModelUnavailable | TimeoutError):
+        raise found
+    fix = "what answers goes on; check [mlflow] tracking_uri or MLFLOW_TRACKING_URI, and the server"
+    silent = f"the MLflow registry at {without_secrets(registry.uri)} gave no answer within {_WITHIN_S:g} s"
+    detail = silent if isinstance(found, TimeoutError) else found.message
+    return [warning(Check.MODEL, subject, detail, fix)]
 
 
 def check_registered(
