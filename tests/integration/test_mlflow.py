@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import textwrap
@@ -20,8 +21,9 @@ from inference.models.mlflow_client import MlflowRegistry, RegisteredVersion, is
 from inference.settings.registered import read_registered
 from tests.support.mlflow_server import MlflowServer
 from tests.support.redis_server import missing
-from tests.support.stack import Stack, run_cli
+from tests.support.stack import ROOT, Stack, child_environment, run_cli
 from tests.support.waiting import wait_for
+from tests.support.warm_start import run_python
 
 # its environment is made the first time
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -146,16 +148,23 @@ def test_what_cannot_be_downloaded_is_named(server: MlflowServer, tmp_path: Path
     assert not (tmp_path / "1").exists()
 
 
-def test_init_takes_a_model_of_the_registry(server: MlflowServer, stack: Stack, tmp_path: Path) -> None:
-    environment = {"MLFLOW_TRACKING_URI": server.url}
-    given = ["--features", str(stack.folder / "table.parquet"), "--entity-column", "entity_id"]
-    done = run_cli(tmp_path, "init", "--model", ALIAS, *given, environment=environment)
+def test_the_pages_model_is_registered_and_set_up(server: MlflowServer, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "mlflow.md").read_text()
+    script = re.search(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert script
+    environment = {"MLFLOW_TRACKING_URI": server.url, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    done = run_python(["-c", script[1]], cwd=tmp_path, env=child_environment() | environment, timeout_s=120)
     assert done.returncode == 0, done.stderr
+    rows = {"entity_id": ["a", "b"], "distance": pa.array([3, 5], pa.float32())}
+    pq.write_table(pa.table(rows), tmp_path / "features.parquet")
+    command = re.search(r"^forecache (init .*)$", page, re.MULTILINE)
+    assert command
+    told = run_cli(tmp_path, *command[1].split(), "--entity-column", "entity_id", environment=environment)
+    assert told.returncode == 0, told.stderr
+    assert "6.0" in told.stdout  # the first row, scored
     settings = (tmp_path / "forecache.toml").read_text()
-    assert f'path = "{ALIAS}"' in settings
-    assert "[models.flight-delay]" in settings
-    bad = run_cli(tmp_path, "init", "--model", "models:/flight delay@no", *given, environment=environment)
-    assert (bad.returncode, bad.stderr.count("\n")) == (1, 1)
+    assert 'path = "models:/delay@champion"' in settings
+    assert "[models.delay]" in settings
 
 
 def _holding(stack: Stack, version: int) -> int:
