@@ -10,7 +10,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -28,6 +30,8 @@ from inference.storage import reason_of
 ORIGIN_FILE = ".mlflow.json"
 #: the exit status of a download that may succeed later
 _LATER = 3
+#: for an answer, and the first time for the import of MLflow too
+_PATIENCE_S = 20.0
 _SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AWS_SIGV4_SECRET", "DATABRICKS_TOKEN")
 _ALWAYS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -67,15 +71,40 @@ class MlflowRegistry:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
+        #: the questions without an answer yet
+        self._asked: dict[RegisteredModel, Future[RegisteredVersion]] = {}
 
     def find(self, of: RegisteredModel) -> RegisteredVersion:
         """Return the version that a path names: that of its alias, the fixed one, or the newest one that is ready.
 
         Raises:
             ModelError: the registry has no such model, alias or version, or refuses the credentials.
-            ModelUnavailable: it does not answer.
+            ModelUnavailable: it does not answer in time.
             SettingsError: MLflow's client is not installed.
         """
+        # its own timeout does not end an answer that comes byte by byte
+        answer = self._asked.get(of) or Future()
+        if of not in self._asked:
+            self._asked[of] = answer
+            threading.Thread(target=self._ask, args=(of, answer), name="mlflow", daemon=True).start()
+        try:
+            return answer.result(_PATIENCE_S)
+        except TimeoutError:
+            raise ModelUnavailable(
+                f"the MLflow registry at {self.uri} has not answered for {of} within {_PATIENCE_S:g} s"
+            ) from None
+
+    def _ask(self, of: RegisteredModel, answer: Future[RegisteredVersion]) -> None:
+        try:
+            found = self._find(of)
+        except BaseException as error:  # noqa: BLE001 - the thread that waits raises it
+            self._asked.pop(of, None)
+            answer.set_exception(error)
+        else:
+            self._asked.pop(of, None)
+            answer.set_result(found)
+
+    def _find(self, of: RegisteredModel) -> RegisteredVersion:
         with _explained(str(of), self.uri):
             client = _client(self.uri)
             if of.alias is not None:
@@ -215,6 +244,7 @@ def _translated(error: Exception, what: str, uri: str) -> ForecacheError:
         return ModelError(
             f"{what}: the MLflow registry at {uri} says: {reason.removeprefix(code + ': ')}", field="path"
         )
-    if "failed with exception" in str(error):  # the innermost of the errors that it repeats says why
-        reason = str(error).rpartition(": ")[2].strip("\"')")
+    if "failed with exception" in str(error):  # the innermost of the errors that it quotes says why
+        innermost = re.split(r"failed with exception |Caused by \w+\(|: ", str(error))[-1]
+        reason = re.sub(r"""["']\)+$""", "", innermost).strip("\"'")
     return ModelUnavailable(f"the MLflow registry at {uri} does not answer for {what}: {reason}")
