@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from inference.errors import ForecacheError, ModelError, ModelUnavailable, Setti
 from inference.models import mlflow_client
 from inference.models.mlflow_client import MlflowRegistry
 from inference.settings.registered import RegisteredModel
+from tests.support.waiting import wait_for
 
 URI = "http://user:tr0ub4dor3@mlflow:5000"
 CHAMPION = RegisteredModel("delay", alias="champion")
@@ -76,7 +78,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Any:
                 'retries exceeded (Caused by NewConnectionError("HTTPConnection(1): [Errno 111] Connection refused"))',
                 "INTERNAL_ERROR", 500,
             ),
-            ModelUnavailable, "[Errno 111] Connection refused",
+            ModelUnavailable, "for models:/delay@champion: [Errno 111] Connection refused",
         ),
         (MlflowError("one\ntwo", "INTERNAL_ERROR", 500), ModelUnavailable, "does not answer"),
         (ModuleNotFoundError("No module named 'boto3'", name="boto3"), SettingsError, "needs boto3: pip install it"),
@@ -89,3 +91,33 @@ def test_what_mlflow_raises_is_an_answer_or_an_outage_in_a_line(
     told = asked(error)
     assert type(told) is kind
     assert words in told.message
+
+
+def test_an_answer_that_does_not_end_is_an_outage_and_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    end = threading.Event()
+    questions = []
+
+    class Endless:
+        def get_model_version_by_alias(self, name: str, alias: str) -> Any:
+            questions.append(name)
+            end.wait()
+            raise ModelError("too late")
+
+    monkeypatch.setattr(mlflow_client, "_client", lambda uri: Endless())
+    monkeypatch.setattr(mlflow_client, "_PATIENCE_S", 0.01)
+    registry = MlflowRegistry(URI)
+    try:
+        for _ in range(3):
+            with pytest.raises(ModelUnavailable, match="has not answered for models:/delay@champion"):
+                registry.find(CHAMPION)
+        wait_for(lambda: questions, "the question")
+        assert questions == ["delay"]
+    finally:
+        end.set()
+
+
+def test_without_the_client_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow_client, "is_installed", lambda: False)
+    mlflow_client._client.cache_clear()
+    with pytest.raises(SettingsError, match=r"forecache\[mlflow\]"):
+        MlflowRegistry("http://127.0.0.1:1").find(CHAMPION)
