@@ -17,7 +17,7 @@ from inference import host_locks
 from inference.errors import ForecacheError, ModelError, ModelUnavailable
 from inference.logs import get_logger
 from inference.models.mlflow_client import MlflowRegistry, RegisteredVersion, read_origin
-from inference.models.registry import Choice, ModelRegistry, VersionRecord
+from inference.models.registry import ModelRegistry, RegistryChoice, VersionRecord
 from inference.settings import Settings
 from inference.settings.registered import RegisteredModel
 
@@ -163,7 +163,7 @@ class Mirror:
             self.trouble = error.message
             return RegisteredVersion(of.name, known.version, known.created_at)
         if known is None or (known.version, known.created_at) != (found.version, found.created_at):
-            self._registry.put_choice(self._model, Choice(str(of), found.version, found.created_at))
+            self._registry.put_choice(self._model, RegistryChoice(str(of), found.version, found.created_at))
             before = None if known is None else known.version
             log.info("model.registry_names", model=self._model, path=str(of), version=found.version, instead_of=before)
         return found

@@ -220,7 +220,7 @@ def _is_alive(pid: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Choice:
+class RegistryChoice:
     """The version that a registry named last for a model's `path`. `created_at`: epoch milliseconds."""
 
     path: str
@@ -298,13 +298,13 @@ class ModelRegistry:
             raise ModelUnavailable(f"model {model!r} has no active version yet: a worker must load it first")
         return self.get(model, version)
 
-    def choice(self, model: str, path: str) -> Choice | None:
+    def choice(self, model: str, path: str) -> RegistryChoice | None:
         """Return the version that the registry named last for this path; None for none."""
         raw = cast("bytes | None", self._client.get(self._keys.choice(model)))
-        found = record_from_json(Choice, raw, "the version that the registry named") if raw else None
+        found = record_from_json(RegistryChoice, raw, "the version that the registry named") if raw else None
         return found if found is not None and found.path == path else None
 
-    def put_choice(self, model: str, choice: Choice) -> None:
+    def put_choice(self, model: str, choice: RegistryChoice) -> None:
         """Store the version that the registry names."""
         self._client.set(self._keys.choice(model), orjson.dumps(choice))
 

@@ -8,7 +8,7 @@ from app.cli.doctor.findings import Check, Finding, at_once, error, not_checked,
 from app.cli.doctor.models import StoredModel
 from inference.errors import BadInput, ModelUnavailable
 from inference.models.mlflow_client import MlflowRegistry, RegisteredVersion, is_installed
-from inference.models.registry import Choice
+from inference.models.registry import RegistryChoice
 from inference.redaction import without_secrets
 from inference.settings import Settings
 from inference.settings.registered import RegisteredModel
@@ -40,7 +40,7 @@ def check_registry(settings: Settings, name: str, registered: RegisteredModel) -
 
 
 def check_registered(
-    name: str, registered: RegisteredModel, choice: Choice | None, known: StoredModel | None
+    name: str, registered: RegisteredModel, choice: RegistryChoice | None, known: StoredModel | None
 ) -> list[Finding]:
     """Return whether the version that the workers were told to serve answers. `known`: None if Redis is silent."""
     subject = f"{name}, what answers"

@@ -14,7 +14,7 @@ from inference.errors import ModelError, ModelUnavailable
 from inference.features import FeatureContract
 from inference.models import VersionRecord
 from inference.models.mlflow_client import MlflowRegistry, RegisteredVersion
-from inference.models.registry import Choice
+from inference.models.registry import RegistryChoice
 from inference.schema import DType, Signature, TensorSpec
 from inference.settings import Settings
 from inference.settings.registered import RegisteredModel
@@ -55,7 +55,7 @@ def known(active: int | None, *, refused: int | None = None, **pointer: Any) -> 
 def test_what_answers_is_compared_with_what_the_registry_named(
     choice: int | None, stored: StoredModel | None, status: Status, words: str
 ) -> None:
-    last = None if choice is None else Choice(str(CHAMPION), choice)
+    last = None if choice is None else RegistryChoice(str(CHAMPION), choice)
     (finding,) = check_registered("delay", CHAMPION, last, stored)
     assert finding.status is status
     assert words in finding.detail
