@@ -80,7 +80,7 @@ def test_redis_keys_are_spelled_in_one_file_only() -> None:
 
 @pytest.mark.parametrize("module", ["app.api", "app.cli", "tasks.celery_app", "beat_schedule", "workers.maintenance"])
 def test_importing_a_door_without_a_model_loads_no_tensorflow(module: str) -> None:
-    libraries = ("tensorflow", "keras", "torch", "jax", "onnxruntime", "sklearn", "skops")
+    libraries = ("tensorflow", "keras", "torch", "jax", "onnxruntime", "sklearn", "skops", "mlflow")
     code = f"import {module}, sys; sys.exit(any(m in sys.modules for m in {libraries}))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 

@@ -58,9 +58,9 @@ def show(
         name, of_model = deployment.settings.model(model)
         serving = _serving(deployment, name)
         records = deployment.registry.versions(name)
-    if not records:
+    if not records and of_model.registered is None:
         # if the folder is wrong, no worker can load it: raise that error rather than say "start a worker"
-        find_versions(deployment.settings.path(of_model.path))
+        find_versions(deployment.settings.model_folder(name))
     data = [
         {
             **record.to_json(),
@@ -97,8 +97,8 @@ def verify(
     from inference.models.versions import find_versions, wanted_versions
 
     settings = load_settings()
-    name, of_model = settings.model(model)
-    found = find_versions(settings.path(of_model.path))
+    name, _ = settings.model(model)
+    found = find_versions(settings.model_folder(name))
     records = [_verified(name, each) for each in wanted_versions(found, "all" if version is None else [version])]
     if as_json:
         print_json({"model": name, "versions": [record.to_json() for record in records]})
@@ -132,11 +132,11 @@ def reload(
     Exit 1 if not all are done in time, or if features.json was changed beside a loaded version.
     """
     with open_deployment() as deployment:
-        name, of_model = deployment.settings.model(model)
+        name, _ = deployment.settings.model(model)
         left = _reloaded(deployment, name, timeout)
         active = deployment.registry.active_version(name)
         versions = {str(version): record for version, record in deployment.registry.versions(name).items()}
-        ignored = _ignored_contract(deployment.settings.path(of_model.path), versions.get(str(active)))
+        ignored = _ignored_contract(deployment.settings.model_folder(name), versions.get(str(active)))
     if as_json:
         states = {version: record.state for version, record in versions.items()}
         print_json({"model": name, "active_version": active, "versions": states, "not_done": left})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -29,7 +30,7 @@ from inference.onboarding.matching import Match, UserTable
 from inference.onboarding.proposal import Proposal
 from inference.onboarding.trial import Trial, TrialRequest, try_row_in_subprocess
 from inference.schema import DType, TensorSpec
-from inference.settings import ModelSettings, Settings, WorkerSettings, load_settings, settings_file
+from inference.settings import ModelSettings, Settings, load_settings, settings_file
 from inference.settings.fields import parse_schedule
 from inference.settings.settings import MODEL_NAME
 from inference.sources import Source, TableName, absolute_source, open_any
@@ -70,7 +71,8 @@ class Onboarding:
         self._options = options
         self._asker = asker
         self._inspect = inspect
-        self._workers = _worker_settings()
+        self._present = _present_settings()
+        self._workers = self._present.workers
         self._try_row = try_row or partial(try_row_in_subprocess, workers=self._workers)
         self._signatures = signatures or partial(
             signatures_in_subprocess, workers=self._workers, allow_code=options.allow_code
@@ -100,7 +102,7 @@ class Onboarding:
         event_time = self._event_time_column(source, entity)
         if options.rows == "newest" and event_time.value is None:
             raise SettingsError("--rows newest needs --event-time-column: the column that dates the rows", field="rows")
-        with files.model_folder(path, target.root / "models" / name) as folder:
+        with self._model_folder(path, name, target.root) as folder:
             subject = Subject(
                 model=name,
                 folder=folder,
@@ -110,6 +112,14 @@ class Onboarding:
                 event_time_column=event_time,
             )
             self._set_up(target, subject)
+
+    def _model_folder(self, path: Path, name: str, root: Path) -> AbstractContextManager[ModelFolder]:
+        registered = files.registered_in(path)
+        if registered is None:
+            return files.model_folder(path, root / "models" / name)
+        settings = Settings.of_folder(root, models={name: {"path": path}}, mlflow=self._present.mlflow)
+        _say("downloading", f"{path} from the registry")
+        return nullcontext(files.download(registered, name, settings))
 
     def _set_up(self, target: SettingsTarget, subject: Subject) -> None:
         """Try the model on a row of the table, and write the settings."""
@@ -124,7 +134,7 @@ class Onboarding:
         contract_file = self._contract_file(record, replace(match, contract=trial.contract), folder.path)
         proposed = Proposal(
             model=subject.model,
-            path=proposal.spelled(folder.home, subject.root),
+            path=str(folder.home) if folder.version else proposal.spelled(folder.home, subject.root),
             features=proposal.spelled_source(source.name, subject.root),
             allow_code=options.allow_code,
             rows=options.rows,
@@ -238,7 +248,8 @@ class Onboarding:
 
     def _inspected(self, subject: Subject, signature: str | None) -> VersionRecord:
         path = subject.folder.path.absolute()
-        model = ModelSettings(path=path, allow_code=self._options.allow_code, signature=signature)
+        only = "latest" if subject.folder.version is None else [subject.folder.version]
+        model = ModelSettings(path=path, allow_code=self._options.allow_code, signature=signature, versions=only)
         settings = Settings.of_folder(subject.root, models={subject.model: model}, workers=self._workers)
         records = self._inspect(settings, subject.model)
         ready = [version for version, record in records.items() if record.state == "ready"]
@@ -293,12 +304,12 @@ class Onboarding:
         return trial
 
 
-def _worker_settings() -> WorkerSettings:
+def _present_settings() -> Settings:
     """Return the settings for loading models; the defaults if the file, which `init` may replace, is wrong."""
     try:
-        return load_settings().workers
+        return load_settings()
     except SettingsError:
-        return WorkerSettings()
+        return Settings()
 
 
 def _spec(spec: TensorSpec) -> str:
@@ -320,8 +331,9 @@ def _source(text: str) -> Source:
 
 def _model_name(given: str | None, path: Path) -> str:
     if given is None:
-        name = key_columns.guess_model_name(path)
-        kind = "file" if path.is_file() else "folder"
+        registered = files.registered_in(path)
+        name = key_columns.guess_model_name(Path(registered.name) if registered else path)
+        kind = "name in the registry" if registered else "file" if path.is_file() else "folder"
         _say("model", f"{path}, called {name!r} after its {kind} (--name gives another)")
         return name
     if not MODEL_NAME.match(given):

@@ -125,9 +125,9 @@ def _require_installed(kinds: frozenset[str], settings: Settings) -> None:
 
 def _newest_formats(settings: Settings) -> Iterator[Format]:
     """Yield the format of each model's newest version. Skips wrong folders, which the workers report."""
-    for of_model in settings.models.values():
+    for name, of_model in settings.models.items():
         try:
-            found = find_versions(settings.path(of_model.path))
+            found = find_versions(settings.model_folder(name))
             yield require_model_file(found[wanted_versions(found, of_model.versions)[0]]).format
         except ModelError:
             continue

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from inference.errors import BadInput, ForecacheError, ModelError, ModelUnavailable, StoreUnavailable
 from inference.failures import Failures
@@ -19,6 +20,8 @@ from inference.logs import get_logger
 from inference.models.load_limits import LoadLimits, bounded_time
 from inference.models.loaded import LoadedModel
 from inference.models.loading import WARM_UP_ROWS, TryApart, inspect_version_in_subprocess, table_of, try_version
+from inference.models.mirror import Downloads, Mirror
+from inference.models.mlflow_client import MlflowRegistry
 from inference.models.registry import ModelRegistry, VersionRecord
 from inference.models.runtimes import LoadOptions
 from inference.models.versions import find_versions, wanted_versions
@@ -56,7 +59,7 @@ class ModelHost:
 
     The first worker with a good warm-up decides which version is active, and all workers follow. If an earlier load of
     a version ended with its process, `try_apart` tries the version in a process of its own first. A load that takes
-    longer than `[workers] load_timeout` ends this process.
+    longer than `[workers] load_timeout` ends this process. `mlflow`: None for the registry of the settings.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class ModelHost:
         *,
         monotonic: Callable[[], float] = time.monotonic,
         try_apart: TryApart = inspect_version_in_subprocess,
+        mlflow: MlflowRegistry | None = None,
     ) -> None:
         self._settings = settings
         self._registry = registry
@@ -76,6 +80,14 @@ class ModelHost:
         self._loaded: dict[tuple[str, int], LoadedModel] = {}
         self._failed: dict[tuple[str, int], tuple[float, str]] = {}
         self._pointers: dict[str, tuple[float, Pointer]] = {}
+        source = mlflow or MlflowRegistry(settings.mlflow_uri)
+        self._mirrors = {
+            model: Mirror(
+                registry, model, of_model.registered, source, Downloads(settings, model, source, monotonic=monotonic)
+            )
+            for model, of_model in settings.models.items()
+            if of_model.registered is not None
+        }
         #: the time of the last request for each version, by `monotonic`
         self._used_at: dict[tuple[str, int], float] = {}
         #: the versions that are being loaded or tried, and the start of that, by `monotonic`
@@ -207,16 +219,19 @@ class ModelHost:
             self._written_by[owner] = self._monotonic(), contract
         return contract
 
+    def mirror(self, model: str) -> Mirror | None:
+        """Return this machine's versions of a registered model; None for a model in a folder of the user's."""
+        return self._mirrors.get(model)
+
     def is_proved(self, model: str, version: int) -> bool:
         """Tell whether a version in memory has answered rows."""
         return self._loaded[model, version].record.is_proved
 
     def _start_model(self, model: str) -> None:
         of_model = self._settings.models[model]
-        found = find_versions(self._settings.path(of_model.path))
         pointer = self._registry.pointer(model)
         active = pointer.active_version
-        candidates = wanted_versions(found, of_model.versions)
+        found, candidates = self._find(model, pointer)
         if of_model.versions == "latest":
             # do not try again a version that a rollback took out of service
             candidates = [one for one in candidates if one not in pointer.held_versions]
@@ -235,6 +250,29 @@ class ModelHost:
         for version in found.keys() & {active, *labels.versions.values()} - set(good):
             if not is_ruled_out(version, of_model):
                 self._try(model, version)
+
+    def _find(self, model: str, pointer: Pointer) -> tuple[dict[int, Path], list[int]]:
+        """Return version → folder, and the versions that may answer, the first choice first.
+
+        Raises:
+            ModelError, ModelUnavailable, SettingsError: there is none.
+        """
+        of_model, mirror = self._settings.models[model], self.mirror(model)
+        if mirror is None:
+            found = find_versions(self._settings.path(of_model.path))
+            return found, wanted_versions(found, of_model.versions)
+        found = mirror.folders(mirror.choose(), (pointer.active_version, *pointer.labels.versions.values()))
+        if not found:
+            raise ModelError(f"{of_model.path} cannot be had: {mirror.trouble}")
+        return found, list(found)
+
+    def _folder(self, model: str, version: int) -> Path | None:
+        """Return a version's folder, downloaded if need be; None if there is none.
+
+        Raises: see `_find`.
+        """
+        mirror = self.mirror(model)
+        return mirror.folder_of(version) if mirror else find_versions(self._settings.model_folder(model)).get(version)
 
     def _load_good(self, model: str, candidates: list[int], *, trusted: Collection[int | None]) -> list[int]:
         """Load versions in this order. Return the good ones, first those that are trusted or have answered rows.
@@ -328,7 +366,7 @@ class ModelHost:
 
     def _try_folder(self, model: str, version: int, known: VersionRecord | None) -> LoadedModel | VersionRecord:
         of_model = self._settings.models[model]
-        path = self._settings.path(of_model.path)
+        path = self._settings.model_folder(model)
         sizes = (*WARM_UP_ROWS, of_model.realtime.max_micro_batch)
         workers = self._settings.workers
         options = LoadOptions(
@@ -339,7 +377,7 @@ class ModelHost:
             engine_hosts=None if workers.engine_hosts is None else tuple(workers.engine_hosts),
         )
         try:
-            folder = find_versions(path).get(version)
+            folder = self._folder(model, version)
         except BadInput as error:
             return VersionRecord.refused(version, error.message, inspected_at=time.time())
         if folder is None:

@@ -269,7 +269,7 @@ def table_of(settings: Settings, of_model: ModelSettings) -> str | None:
 
 
 def _inspect_apart(settings: Settings, model: str, wanted: str, *more: str, what: str) -> dict[int, VersionRecord]:
-    of_model, path = settings.models[model], settings.path(settings.models[model].path)
+    of_model, path = settings.models[model], settings.model_folder(model)
     allowed = ["--allow-code"] if of_model.allow_code else []
     chosen = [] if of_model.signature is None else ["--signature", of_model.signature]
     hosts = settings.workers.engine_hosts
@@ -330,6 +330,11 @@ def record_to_serve(
             raise ModelError(
                 f'no version of model {model!r} is labelled stable yet, and activate is "by-label": '
                 f"`forecache models label stable N --model {model}`"
+            ) from None
+        if settings.models[model].registered is not None:
+            raise ModelError(
+                f"no version of model {model!r} answers yet: a worker must fetch {settings.models[model].path} first, "
+                "and `forecache doctor` says why it has not"
             ) from None
         records = inspect(settings, model)
     ready = [version for version, record in records.items() if record.state == "ready"]

@@ -220,6 +220,15 @@ def _is_alive(pid: int) -> bool:
 
 
 @dataclass(frozen=True)
+class RegistryChoice:
+    """The version that a registry named last for a model's `path`. `created_at`: epoch milliseconds."""
+
+    path: str
+    version: int
+    created_at: int | None = None
+
+
+@dataclass(frozen=True)
 class Reloads:
     """Requests to reload a model: the number of the newest one, and by worker the newest one that it has done."""
 
@@ -289,12 +298,22 @@ class ModelRegistry:
             raise ModelUnavailable(f"model {model!r} has no active version yet: a worker must load it first")
         return self.get(model, version)
 
-    def activate(self, model: str, version: int, *, force: bool = False) -> bool:
+    def choice(self, model: str, path: str) -> RegistryChoice | None:
+        """Return the version that the registry named last for this path; None for none."""
+        raw = cast("bytes | None", self._client.get(self._keys.choice(model)))
+        found = record_from_json(RegistryChoice, raw, "the version that the registry named") if raw else None
+        return found if found is not None and found.path == path else None
+
+    def put_choice(self, model: str, choice: RegistryChoice) -> None:
+        """Store the version that the registry names."""
+        self._client.set(self._keys.choice(model), orjson.dumps(choice))
+
+    def activate(self, model: str, version: int, *, force: bool = False, backwards: bool = False) -> bool:
         """Make a version the active one. Returns False if it is older than the active one, or held.
 
-        `force`: activate it nevertheless, and release a hold.
+        `backwards`: activate it even if it is older. `force`: activate it in any case, and release a hold.
         """
-        return self._table(model).versions.activate(version, force=force)
+        return self._table(model).versions.activate(version, force=force, backwards=backwards)
 
     def labels(self, model: str) -> Labels:
         """Return the labels of versions."""

@@ -11,7 +11,7 @@ activated; the canary never is. With `activate = "by-label"` only a version that
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from stat import S_ISLNK, S_ISREG
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from inference.errors import BadInput, ModelError, ModelUnavailable
 from inference.logs import get_logger
 from inference.models.host import ModelHost, VersionWaits, is_ruled_out
 from inference.models.loading import TryApart, inspect_version_in_subprocess
+from inference.models.mirror import Mirror
 from inference.models.registry import ModelRegistry, VersionRecord
 from inference.models.remote_file import REMOTE_FILE
 from inference.models.versions import files_in, find_versions, fingerprint, unusable_folders, wanted_versions
@@ -75,6 +76,8 @@ class Rollout:
         self._seen: dict[int, _FolderState] = {}
         self._refused: dict[int, _Refusal] = {}
         self._trouble: str | None = None
+        #: the version that a registry names, also if it is older than the active one; None for a folder of the user's
+        self._chosen: int | None = None
 
     def look(self, *, again: bool = False) -> bool:
         """Take all steps that are possible now. Returns False while a version is under way: look again soon.
@@ -87,6 +90,8 @@ class Rollout:
         if again:
             self._refused.clear()
             self._registry.unfinished_loads(self._model).forget()
+            if self._mirror is not None:
+                self._mirror.here.try_again()
         others = self._others()
         if others and not self._answers:
             self._host.unload_idle(self._model, keep=(), idle_s=UNLOAD_AFTER_S)
@@ -95,7 +100,7 @@ class Rollout:
         if pointer.active_version is not None:
             self._host.learn(self._model, pointer)
         labelled = set(pointer.labels.versions.values())
-        folders = self._folders(labelled)
+        folders = self._folders(pointer)
         newest, settled = self._prepare(folders, pointer, again=again)
         stable = pointer.labels.stable
         may_be_new = self._settings.models[self._model].activate == "newest"
@@ -103,33 +108,62 @@ class Rollout:
         arrived = wanted is None or not self._is_loaded(wanted) or self._activate(wanted, others, pointer)
         keep = folders if self._settings.models[self._model].versions != "latest" else {newest, *labelled}
         self._host.unload_idle(self._model, keep=keep, idle_s=UNLOAD_AFTER_S)
+        if self._mirror is not None:
+            in_memory = self._host.versions().get(self._model, ())
+            self._mirror.here.sweep({*folders, *in_memory, *labelled, pointer.active_version})
         return settled and arrived
 
-    def _folders(self, labelled: Collection[int]) -> dict[int, Path]:
-        """Return the wanted versions, newest first. Logs a bad model folder once, and returns none.
+    @property
+    def _mirror(self) -> Mirror | None:
+        return self._host.mirror(self._model)
+
+    def _folders(self, pointer: Pointer) -> dict[int, Path]:
+        """Return the wanted versions, the first choice first. Logs a bad folder or registry once, and returns none.
 
         A version with a label is wanted, unless the settings list versions without it.
         """
         of_model = self._settings.models[self._model]
+        labelled = set(pointer.labels.versions.values())
         try:
+            if self._mirror is not None:
+                return self._registered(self._mirror, pointer)
             path = self._settings.path(of_model.path)
             found = find_versions(path)
             wanted = {version: found[version] for version in wanted_versions(found, of_model.versions)}
-        except ModelError as error:
-            if error.message != self._trouble:
-                log.warning("model.folder_unusable", model=self._model, error=error.message)
-            self._trouble = error.message
+        except (BadInput, ModelUnavailable) as error:
+            self._tell("model.folder_unusable", error.message)
             return {}
-        absent = sorted(set(labelled) - wanted.keys())
+        absent = sorted(labelled - wanted.keys())
         troubles = [
             *(f"version {one} has a label, and is not in the folder or not among versions" for one in absent[:1]),
             *unusable_folders(path),
         ]
-        trouble = "; ".join(troubles) or None
-        if trouble and trouble != self._trouble:
-            log.warning("model.version_unusable", model=self._model, error=trouble)
-        self._trouble = trouble
+        self._tell("model.version_unusable", "; ".join(troubles) or None)
         return wanted
+
+    def _registered(self, mirror: Mirror, pointer: Pointer) -> dict[int, Path]:
+        """Return the version that the registry names, the active one and those with labels.
+
+        Raises: see `Mirror.choose`.
+        """
+        chosen = mirror.choose()
+        self._chosen = chosen.version
+        found = mirror.folders(chosen, (pointer.active_version, *pointer.labels.versions.values()))
+        held = (
+            f"the registry names version {chosen.version}, which a rollback holds: `forecache batch release` lets it go"
+            if chosen.version in pointer.held_versions
+            else None
+        )
+        self._tell("model.registry_trouble", mirror.trouble or held)
+        return found
+
+    def _tell(self, event: str, trouble: str | None) -> None:
+        """Log a trouble when it begins or changes, and when that of a registry is over."""
+        if trouble and trouble != self._trouble:
+            log.warning(event, model=self._model, error=trouble)
+        if self._trouble and not trouble and self._mirror is not None:
+            log.info("model.registry_answers", model=self._model)
+        self._trouble = trouble
 
     def _prepare(self, folders: Mapping[int, Path], pointer: Pointer, *, again: bool) -> tuple[int | None, bool]:
         """Load versions that are new or have a label. Return the newest good one but for the canary, and True if no
@@ -141,7 +175,8 @@ class Rollout:
         newest, settled = None, True
         for version, folder in folders.items():
             if version not in labelled:
-                too_old = not self._is_loaded(version) and version < (pointer.active_version or 0)
+                is_older = version < (pointer.active_version or 0) and version != self._chosen
+                too_old = is_older and not self._is_loaded(version)
                 if version in pointer.held_versions or (only_one and (newest is not None or too_old)):
                     continue
             if not self._is_loaded(version):
@@ -233,12 +268,13 @@ class Rollout:
     def _activate(self, version: int, others: Sequence[Held], pointer: Pointer) -> bool:
         """Make a version the active one. Returns False while another worker has still to load it."""
         ruled_out = is_ruled_out(pointer.active_version, self._settings.models[self._model])
-        backwards = version < (pointer.active_version or 0) and version != pointer.labels.stable
-        if version == pointer.active_version or (backwards and not ruled_out):
+        is_older = version < (pointer.active_version or 0)
+        may_be_older = ruled_out or version in (pointer.labels.stable, self._chosen)
+        if version == pointer.active_version or (is_older and not may_be_older):
             return True
         if any(version not in held.get(self._model, ()) for held in others):
             return False
-        if self._registry.activate(self._model, version, force=ruled_out):
+        if self._registry.activate(self._model, version, force=ruled_out, backwards=version == self._chosen):
             log.info("model.activated", model=self._model, version=version, instead_of=pointer.active_version)
             self._host.learn(self._model, self._registry.pointer(self._model))
         return True

@@ -14,20 +14,25 @@ from typing import Any
 from inference.errors import BadInput, Conflict, ForecacheError, ModelError
 from inference.features.contract import CONTRACT_FILE
 from inference.models.formats import find_model_file, format_of, known_files, near_miss_of
+from inference.models.mirror import Downloads
+from inference.models.mlflow_client import MlflowRegistry
 from inference.models.versions import find_versions
-from inference.settings import read_toml
+from inference.settings import Settings, read_toml
+from inference.settings.registered import RegisteredModel, read_registered
 
 
 @dataclass
 class ModelFolder:
     """The folder of a model: `path` now, and `home` in the end.
 
-    `file`: the file that was copied into it; None for a user's folder, which stays where it is.
+    `file`: the file that was copied into it; None for a user's folder, which stays where it is. `version`: the one that
+    a registry names, whose model was downloaded to `path`; None for any other model.
     """
 
     path: Path
     home: Path
     file: Path | None = None
+    version: int | None = None
 
     def settle(self) -> None:
         """Move the folder to its home. Unless `keep` follows, it is removed again.
@@ -35,7 +40,7 @@ class ModelFolder:
         Raises:
             ForecacheError: it cannot be moved there.
         """
-        if self.path != self.home:
+        if self.path != self.home and self.version is None:
             try:
                 self.path.rename(self.home)
             except OSError as error:
@@ -52,9 +57,13 @@ class ModelFolder:
 def check_model(text: str) -> Path:
     """Return a model's folder, or its file if the file is alone. For a version's folder or file: the model's folder.
 
+    Takes a model of a registry as it is.
+
     Raises:
         ModelError: there is no model; says what is there, and the fix.
     """
+    if registered_in(text) is not None:
+        return Path(text)
     path = Path(text).expanduser()
     if not path.is_file():
         find_versions(path)
@@ -74,6 +83,30 @@ def check_model(text: str) -> Path:
         find_versions(folder)
         return folder
     return path
+
+
+def registered_in(path: str | Path) -> RegisteredModel | None:
+    """Return the model of a registry that a path names; None for a file or folder.
+
+    Raises:
+        ModelError: the path begins with `models:` and has another form.
+    """
+    try:
+        return read_registered(path)
+    except ValueError as error:
+        raise ModelError(str(error), field="path") from error
+
+
+def download(registered: RegisteredModel, model: str, settings: Settings) -> ModelFolder:
+    """Download the version that a path names in a registry. Its `home` is that path, as the settings spell it.
+
+    Raises:
+        ModelError, ModelUnavailable, SettingsError: it cannot be had, in a line.
+    """
+    source = MlflowRegistry(settings.mlflow_uri)
+    found = source.find(registered)
+    Downloads(settings, model, source).fetch(found)
+    return ModelFolder(settings.model_folder(model), Path(str(registered)), version=found.version)
 
 
 @contextmanager

@@ -29,6 +29,8 @@ slot. Only the rows are spread over all slots, P:T:g:N:{B} and P:T:o:ID, whose `
 | P:m:M:micro      | hash   | version:device → rows per call (JSON)    | for good              | batch workers         |
 | P:m:M:loads      | hash   | version, host, pid → loads that began    | 30 days unchanged     | workers               |
 |                  |        | and did not end                          |                       |                       |
+| P:m:M:choice     | string | version that the registry named last,    | for good              | workers               |
+|                  |        | and for which path (JSON)                |                       |                       |
 | P:m:M:reload     | hash   | asked → last request to look for new     | an hour unchanged     | models reload,        |
 |                  |        | versions; W → last one that W has done   |                       | real-time workers     |
 | P:m:M:answers    | list   | sample of answers computed on demand,    | newest few hundred,   | real-time workers     |
@@ -217,6 +219,10 @@ class Keys:
     def loads(self, model: str) -> str:
         """Hash version, host and process → number of loads that began there and did not end."""
         return f"{self.prefix}:m:{model}:loads"
+
+    def choice(self, model: str) -> str:
+        """The version that a registry named last for a model."""
+        return f"{self.prefix}:m:{model}:choice"
 
     def reload(self, model: str) -> str:
         """Hash of the requests to look for new versions of a model."""

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_v
 
 from inference.errors import shown
 from inference.settings.fields import Duration, Entities, EntitiesRule, Schedule, Section, entities_rule, parse_list
+from inference.settings.registered import RegisteredModel, read_registered
 
 #: a hit rate is foretold from so many days of the access log, or more
 _LEAST_RANKED_DAYS = 7
@@ -236,12 +237,13 @@ class AccessLogSettings(Section):
 class ModelSettings(Section):
     """One model: its folder, its table of features, its runs and its real-time answers.
 
-    `allow_code`: allow formats whose load runs code, such as pickles. `signature`: the name of a SavedModel's
-    signature; None for `serving_default`, or its only one. `activate`: which version answers: the newest good one, or
-    none before it is labelled stable. `poll_every`: how often workers look for new versions; None for only at the start
-    or on request. `features_of`: another model, whose stored features answers on demand are computed from; None for its
-    own ones. `rows`: an entity has one row in the table, or several, of which the newest by `event_time_column` counts.
-    `fallbacks`: the sources of features that are not stored, in this order.
+    `path`: the folder, or a model of an MLflow registry. `allow_code`: allow formats whose load runs code, such as
+    pickles. `signature`: the name of a SavedModel's signature; None for `serving_default`, or its only one.
+    `activate`: which version answers: the newest good one, or none before it is labelled stable. `poll_every`: how
+    often workers look for new versions; None for only at the start or on request. `features_of`: another model, whose
+    stored features answers on demand are computed from; None for its own ones. `rows`: an entity has one row in the
+    table, or several, of which the newest by `event_time_column` counts. `fallbacks`: the sources of features that
+    are not stored, in this order.
     """
 
     path: Path
@@ -271,6 +273,24 @@ class ModelSettings(Section):
         if isinstance(value, str) and not value.strip():
             raise ValueError("is empty: write it, or leave the line out")
         return value
+
+    @field_validator("path")
+    @classmethod
+    def _folder_or_registered(cls, value: Path) -> Path:
+        return Path(str(read_registered(value) or value))
+
+    @property
+    def registered(self) -> RegisteredModel | None:
+        """The model of an MLflow registry that `path` names; None for a folder."""
+        return read_registered(self.path)
+
+    @model_validator(mode="after")
+    def _one_place_names_the_version(self) -> ModelSettings:
+        if self.registered is not None and self.versions != "latest":
+            raise ValueError(
+                f"versions is for folders of versions: name the version in path, as in models:/{self.registered.name}/3"
+            )
+        return self
 
     @model_validator(mode="after")
     def _newest_by_a_column(self) -> ModelSettings:

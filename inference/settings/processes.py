@@ -264,6 +264,17 @@ class WorkerSettings(Section):
     engine_hosts: list[str] | None = None
 
 
+class MlflowSettings(Section):
+    """The MLflow registry of the models whose path is `models:/…`.
+
+    `tracking_uri`: the server; None for `MLFLOW_TRACKING_URI`, else the one on this machine. It may hold a password.
+    `folder`: where each machine keeps the versions that it has downloaded, in a folder for each model.
+    """
+
+    tracking_uri: SecretStr | None = None
+    folder: Path = Path(".forecache/mlflow")
+
+
 class LogSettings(Section):
     """The logs of every process. `format`: "console" for people, "json" for machines, an object on each line."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ from inference.settings.processes import (
     DashboardSettings,
     GrpcSettings,
     LogSettings,
+    MlflowSettings,
     RedisSettings,
     WorkerSettings,
 )
@@ -36,6 +38,7 @@ class Settings(Section):
     grpc: GrpcSettings = GrpcSettings()
     dashboard: DashboardSettings = DashboardSettings()
     workers: WorkerSettings = WorkerSettings()
+    mlflow: MlflowSettings = MlflowSettings()
     logs: LogSettings = LogSettings()
     models: dict[str, ModelSettings] = {}
 
@@ -146,6 +149,17 @@ class Settings(Section):
             model = next(iter(self.models))
         of_model = self.models.get(model) if model is not None else None
         return of_model.realtime.queue if of_model else REALTIME_QUEUE
+
+    def model_folder(self, model: str) -> Path:
+        """Return the folder of a model's versions: the user's, or the one for versions that come from a registry."""
+        of_model = self.models[model]
+        return self.path(of_model.path if of_model.registered is None else self.mlflow.folder / model)
+
+    @property
+    def mlflow_uri(self) -> str:
+        """The URI of the MLflow server; may hold a password."""
+        given = self.mlflow.tracking_uri
+        return given.get_secret_value() if given else os.environ.get("MLFLOW_TRACKING_URI") or "http://127.0.0.1:5000"
 
     def path(self, path: str | Path) -> Path:
         """Return a path of the settings as an absolute one."""

@@ -69,14 +69,14 @@ class Versions:
         self._client = client
         self._keys = keys
 
-    def activate(self, version: int, *, force: bool = False) -> bool:
+    def activate(self, version: int, *, force: bool = False, backwards: bool = False) -> bool:
         """Make a model version active; return whether it is.
 
         Refuses a held version, and any version other than `stable` if that label is set. Without that label, it
-        refuses a version that is older than the active one or labelled `canary`. `force` refuses nothing: it ends the
-        version's hold and trial, and moves the label `stable`, if set, to it.
+        refuses a version that is older than the active one, unless `backwards`, or labelled `canary`. `force` refuses
+        nothing: it ends the version's hold and trial, and moves the label `stable`, if set, to it.
         """
-        return bool(self._client.run_script("activate", [self._keys.pointer], [version, int(force)]))
+        return bool(self._client.run_script("activate", [self._keys.pointer], [version, int(force), int(backwards)]))
 
     def label(self, name: str, version: int | None, *, share: float = 0.0) -> None:
         """Move a label to a version, or remove the label (None).

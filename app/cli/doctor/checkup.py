@@ -17,6 +17,7 @@ from app.cli.doctor.machine import (
     find_gpus,
 )
 from app.cli.doctor.models import StoredModel, check_fallbacks, check_model, check_shared_features
+from app.cli.doctor.registered import check_registered, check_registry
 from app.cli.doctor.runs import check_active_set, check_patience, check_run_engine, check_schedule
 from app.cli.doctor.sentinels import check_sentinels
 from app.cli.doctor.servers import PATIENCE, Failure, Server, ask_server, check_broker, check_servers
@@ -115,6 +116,10 @@ class Checkup:
             checks[Check.MODEL, "models"] = no_models
         for name, model in self._settings.models.items():
             checks[Check.MODEL, name] = partial(self._model, name, model)
+            if model.registered is not None:
+                checks[Check.MODEL, f"{name}, registry"] = partial(
+                    check_registry, self._settings, name, model.registered
+                )
             checks[Check.TABLE, name] = partial(self._table, name, model)
             checks[Check.SCHEDULE, name] = partial(self._schedule, name, model)
             checks[Check.SCHEDULE, f"{name}, engine"] = partial(check_run_engine, name, model)
@@ -152,7 +157,13 @@ class Checkup:
         return check_patience(self._settings, name, self._runs(name), scorers)
 
     def _model(self, name: str, model: ModelSettings) -> list[Finding]:
-        findings = check_model(name, model, self._settings.path(model.path), self._known(name))
+        registered = model.registered
+        if registered is not None:
+            registry = None if self._deployment is None else self._deployment.registry
+            choice = None if registry is None else registry.choice(name, str(registered))
+            findings = check_registered(name, registered, choice, self._known(name))
+        else:
+            findings = check_model(name, model, self._settings.model_folder(name), self._known(name))
         owner = model.features_of
         if owner is not None:
             findings.append(check_shared_features(name, owner, self._known(name), self._known(owner)))

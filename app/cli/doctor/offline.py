@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from app.cli.doctor.checkup import CheckName, Findings, no_models, run_checks
-from app.cli.doctor.findings import Check, Finding, error
+from app.cli.doctor.findings import Check, Finding, error, warning
 from app.cli.doctor.machine import check_environment, check_versions
 from app.cli.doctor.models import check_folders
 from app.cli.doctor.tables import check_table, open_table
@@ -33,6 +33,9 @@ def check_files(settings: Settings) -> list[Finding]:
 
 
 def _model_and_table(settings: Settings, name: str, model: ModelSettings) -> list[Finding]:
+    if model.registered is not None:
+        detail = f"not checked: {model.path} is in a registry"
+        return [warning(Check.MODEL, name, detail, "`forecache doctor` asks the registry")]
     try:
         findings = check_folders(name, model, settings.path(model.path))
         records = inspect_in_subprocess(settings, name)

@@ -1,6 +1,7 @@
 -- Makes a model version active, unless it is held or another version is labelled stable. If no version is labelled
--- stable, also refuses a version that is older than the active one or labelled canary.
--- KEYS: pointer   ARGV: version, '1' to force (also ends its hold and its trial, and moves the label stable to it)
+-- stable, also refuses a version that is labelled canary, or older than the active one unless it may go backwards.
+-- KEYS: pointer   ARGV: version, '1' to force (also ends its hold and its trial, and moves the label stable to it),
+-- '1' to go backwards
 -- Returns 1 if the version is active, 0 if it was refused.
 local pointer, version, force = KEYS[1], ARGV[1], ARGV[2] == '1'
 
@@ -22,7 +23,7 @@ end
 local active = redis.call('HGET', pointer, 'version')
 if not force then
   if is_held or (labels.stable and labels.stable ~= version) then return 0 end
-  local newer_is_active = active and is_greater(active, version)
+  local newer_is_active = ARGV[3] ~= '1' and active and is_greater(active, version)
   if not labels.stable and (newer_is_active or labels.canary == version) then return 0 end
 end
 
