@@ -18,7 +18,7 @@ from inference.features.group_rows import GroupRows
 from inference.features.groups import FeatureGroup
 from inference.features.instances import check_names, rows_from_instances
 from inference.features.key_columns import EARLIEST_S, LATEST_S
-from inference.features.rows import FeatureRows, Mask, Times, blank
+from inference.features.rows import FeatureRows, Mask, Times, blank, take
 from inference.schema import Block
 from inference.store import Table, stored_id
 
@@ -109,8 +109,8 @@ class _Given:
 
     def take(self, positions: Sequence[int]) -> _Given:
         """Return the values of some updates."""
-        columns = ({name: each[positions] for name, each in of.items()} for of in (self.block, self.named, self.null))
-        return _Given(*columns, [self.names[position] for position in positions])
+        block, named, null = (take(of, np.array(positions)) for of in (self.block, self.named, self.null))
+        return _Given(block, named, null, [self.names[position] for position in positions])
 
 
 @dataclass
