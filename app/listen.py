@@ -1,7 +1,8 @@
-"""Runs `forecache listen`: consumers of streams in threads, and a heartbeat, until a signal to stop."""
+"""Runs `forecache listen`: a thread for each stream, and a heartbeat, until a signal to stop."""
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -25,8 +26,6 @@ from tasks.broker import CeleryBroker
 
 log = get_logger(__name__)
 
-#: of each stream in a process: one computes while the other waits for Redis
-CONSUMERS = 2
 #: for the batches in hand; one that is not stored by then comes again
 _STOP_S = 8.0
 
@@ -53,6 +52,9 @@ def listen(settings: Settings, names: Sequence[str] = (), *, name: str = "listen
         threads = [threading.Thread(target=work, args=(stopped,), daemon=True) for work in works]
         for thread in threads:
             thread.start()
+        # what is in memory by now stays: the collector need not look through it again and again
+        gc.collect()
+        gc.freeze()
         log.info("listen.ready", name=name, streams=",".join(chosen))
         _beat(deployment, name, stopped)
         ends_at = time.monotonic() + _STOP_S
@@ -75,19 +77,15 @@ def _works(deployment: Deployment, stream: str, name: str) -> list[Work]:
         )
         works.append(recomputing.run)
         changed = recomputing.add
-    failures = Failures("inference.streams.listener", "stream")
-    for number in range(1, CONSUMERS + 1):
-        consumer = f"{socket.gethostname()}:{name}:{number}"
-        listener = Listener(
-            stream,
-            partial(open_stream, settings, stream, consumer=consumer),
-            deployment.stream_progress(stream),
-            ActiveWriter(deployment.registry, model, partial(deployment.feature_writer, model)),
-            changed,
-            failures=failures,
-        )
-        works.append(listener.run)
-    return works
+    consumer = f"{socket.gethostname()}:{name}"
+    listener = Listener(
+        stream,
+        partial(open_stream, settings, stream, consumer=consumer),
+        deployment.stream_progress(stream),
+        ActiveWriter(deployment.registry, model, partial(deployment.feature_writer, model)),
+        changed,
+    )
+    return [*works, listener.run]
 
 
 def _beat(deployment: Deployment, name: str, stopped: threading.Event) -> None:

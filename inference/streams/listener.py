@@ -33,7 +33,7 @@ class Listener:
 
     `name`: of the stream in the settings. `open_stream`: opens the consumer; raises StreamUnavailable if it cannot.
     `writer`: returns the writer of the model's features by its active contract; raises ModelUnavailable without one.
-    `changed`: called with the entities whose features have changed. `failures`: shared by the consumers of a stream.
+    `changed`: called with the entities whose features have changed.
     """
 
     def __init__(
@@ -44,7 +44,6 @@ class Listener:
         writer: Callable[[], FeatureWriter],
         changed: Changed = lambda _: None,
         *,
-        failures: Failures | None = None,
         pause_s: float = _PAUSE_S,
     ) -> None:
         self._name = name
@@ -54,7 +53,7 @@ class Listener:
         self._changed = changed
         self._pause_s = pause_s
         self._told_at = 0.0
-        self._failures = failures or Failures(__name__, "stream")
+        self._failures = Failures(__name__, "stream")
 
     def run(self, stopped: threading.Event) -> None:
         """Apply messages until stopped. Goes on through outages, and logs each once."""

@@ -14,7 +14,7 @@ from inference.features import FeatureUpdate
 
 #: larger messages are dead letters
 MAX_MESSAGE_BYTES = 1 << 20
-_FIELDS = ("entity_id", "features", "event_time")
+_FIELDS = frozenset({"entity_id", "features", "event_time"})
 
 
 class StreamUnavailable(Unavailable):
@@ -86,10 +86,9 @@ def read_update(message: Message) -> FeatureUpdate:
         raise BadInput(f"the message is no JSON: {error}") from error
     if not isinstance(read, dict):
         raise BadInput('the message is no object: write {"entity_id": …, "features": {…}, "event_time": …}')
-    unknown = read.keys() - _FIELDS
-    if unknown:
-        names = ", ".join(_FIELDS)
-        raise BadInput(f"unknown field {quoted(min(unknown))}: a message has {names}", field=min(unknown))
+    if not read.keys() <= _FIELDS:
+        unknown, names = min(read.keys() - _FIELDS), "entity_id, features and event_time"
+        raise BadInput(f"unknown field {quoted(unknown)}: a message has {names}", field=unknown)
     features, event_time = read.get("features"), read.get("event_time")
     if not isinstance(features, dict | list):
         raise BadInput("features is missing: give an object of features by name, or a list of them", field="features")
