@@ -28,7 +28,7 @@ suppress_warnings = ["misc.highlighting_failure"]
 
 _MENU = {
     "Begin": ["getting-started", "cli", "settings", "existing", "examples/README", "protocols"],
-    "Use": ["client", "models", "features", "batch", "spark", "ray", "realtime", "dashboard", "cost"],
+    "Use": ["client", "models", "features", "streams", "batch", "spark", "ray", "realtime", "dashboard", "cost"],
     "Run": [
         "Containers <docker/README>",
         "Kubernetes <deploy/kubernetes/README>",

@@ -20,7 +20,7 @@ from app.cli.doctor.models import StoredModel, check_fallbacks, check_model, che
 from app.cli.doctor.runs import check_active_set, check_patience, check_run_engine, check_schedule
 from app.cli.doctor.sentinels import check_sentinels
 from app.cli.doctor.servers import PATIENCE, Failure, Server, ask_server, check_broker, check_servers
-from app.cli.doctor.streams import check_stream
+from app.cli.doctor.streams import check_stream, no_streams
 from app.cli.doctor.tables import (
     TableSize,
     check_disk,
@@ -121,6 +121,8 @@ class Checkup:
             checks[Check.SCHEDULE, f"{name}, engine"] = partial(check_run_engine, name, model)
             checks[Check.SCHEDULE, f"{name}, active set"] = partial(self._active_set, name, model)
             checks[Check.BROKER, f"chunks of {name}"] = partial(self._patience, name, model)
+        if not self._settings.streams:
+            checks[Check.STREAM, "streams"] = no_streams
         for name in self._settings.streams:
             checks[Check.STREAM, name] = partial(self._stream, name)
         return checks

@@ -30,3 +30,8 @@ def check_stream(settings: Settings, name: str, listeners: Roster | None, lag: L
         detail = f"its oldest message has waited for {duration_text(lag.oldest_s)}"
         return [warning(Check.STREAM, name, detail, "see the listener's log; if it works, start another listener")]
     return [ok(Check.STREAM, name, f"{settings.streams[name].stream} is there")]
+
+
+def no_streams() -> list[Finding]:
+    """Return the finding about settings without a stream."""
+    return [ok(Check.STREAM, "all streams", "none set: features are updated by loads, runs and requests")]
