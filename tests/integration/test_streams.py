@@ -37,7 +37,7 @@ recompute = "asked"
 stream = "topic"
 url = "kafka://{brokers}"
 [streams.topic.options]
-"session.timeout.ms" = "2000"
+"session.timeout.ms" = "6000"
 "heartbeat.interval.ms" = "500"
 "topic.metadata.refresh.interval.ms" = "500"
 """
