@@ -23,7 +23,7 @@ import redis
 from rig.cpu import cpu_s
 from rig.dataset import entity_id, make_dataset
 from rig.report import print_report
-from rig.stack import MODEL, Stack, temporary_folder, wait_until
+from rig.stack import Stack, temporary_folder, wait_until
 
 STREAM, GROUP = "updates", "forecache"
 NAMES = ("f00", "f01", "f02", "f03")
