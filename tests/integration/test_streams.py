@@ -163,7 +163,7 @@ def test_a_listener_that_is_killed_in_mid_batch_loses_and_doubles_nothing(
             kafka.send("topic", *messages[start : start + 1000], key="one")
         else:
             send(client, *messages[start : start + 1000])
-        if start in (1000, 3000):
+        if start in ((3000,) if name == "topic" else (1000, 3000)):  # Kafka waits for a dead member
             wait_for(lambda: sum(handled().values()) > 0, "the first ones", evidence=stack.evidence)
             stack.kill("listen")
             stack.start("listen")
@@ -229,11 +229,12 @@ def test_hot_entities_are_computed_anew_before_anybody_asks(stack: Stack, client
 
 
 def test_metrics_and_doctor_tell_of_streams(stack: Stack) -> None:
-    lines = httpx.get(f"{stack.url}/metrics").text
-    for line in ('forecache_stream_messages_total{outcome="applied",stream="topic"}',
-                 'forecache_stream_lag_messages{stream="flights"} 0.0', "forecache_stream_listeners 1.0",
-                 'forecache_stream_lag_seconds{stream="flights"} 0.0'):  # fmt: skip
-        assert line in lines
+    lines = (
+        'forecache_stream_messages_total{outcome="applied",stream="topic"}', "forecache_stream_listeners 1.0",
+        'forecache_stream_lag_messages{stream="flights"} 0.0', 'forecache_stream_lag_seconds{stream="flights"} 0.0',
+    )  # fmt: skip
+    # the lag is told every two seconds
+    wait_for(lambda: all(line in httpx.get(f"{stack.url}/metrics").text for line in lines), "the metrics")
     findings = {one["subject"]: one for one in json.loads(stack.cli("doctor", "--json").stdout)}
     assert findings["flights"]["status"] == findings["topic"]["status"] == "ok"
 
