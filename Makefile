@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_STAMP := $(VENV)/.installed-demo
 DEMO_EXTRAS := tensorflow,embedded,dashboard
-EXTRAS := $(DEMO_EXTRAS),adbc,delta,duckdb,grpc,iceberg,keras,mlflow,onnx,otel,sklearn,sql,charts,dev
+EXTRAS := $(DEMO_EXTRAS),adbc,delta,duckdb,grpc,iceberg,kafka,keras,mlflow,onnx,otel,sklearn,sql,charts,dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # uv takes a quarter of pip's processor time; where it is missing or does not reach the packages, pip installs
 UV := test -x $(BIN)/uv && $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt

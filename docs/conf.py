@@ -28,7 +28,10 @@ suppress_warnings = ["misc.highlighting_failure"]
 
 _MENU = {
     "Begin": ["getting-started", "cli", "settings", "existing", "examples/README", "protocols"],
-    "Use": ["client", "models", "features", "batch", "tables", "spark", "ray", "realtime", "dashboard", "cost"],
+    "Use": [
+        "client", "models", "mlflow", "features", "streams", "batch", "tables", "spark", "ray", "realtime", "dashboard",
+        "cost",
+    ],  # fmt: skip
     "Run": [
         "Containers <docker/README>",
         "Kubernetes <deploy/kubernetes/README>",

@@ -31,6 +31,7 @@ from inference.serving.answer_sample import AnswerSample
 from inference.serving.scorer import RealtimeScorer, TensorScorer
 from inference.settings import Settings
 from inference.store import AsyncTableReader, Table
+from inference.streams.progress import StreamProgress
 
 
 class Broker(Protocol):
@@ -44,6 +45,9 @@ class Broker(Protocol):
 
     def compare_run(self, run_id: str, options: Mapping[str, Any]) -> None:
         """Let the maintenance worker compare a run with what serves. `options`: of `DiffOptions.to_json`."""
+
+    def compute_later(self, model: str, entity_ids: Sequence[str]) -> None:
+        """Have a model's workers compute entities when no request or job waits; do nothing if some wait already."""
 
     def poke(self) -> None:
         """Ask the maintenance worker to look at the runs now; by itself it looks every few seconds."""
@@ -170,6 +174,10 @@ class Deployment:
         own, *sharing = (table(TableKind.PREDICTIONS, one) for one in self.settings.sharing_features(model))
         keep_s = self.settings.models[model].batch.keep
         return FeatureWriter(table(TableKind.FEATURES, model), own, contract, keep_s=keep_s, sharing=sharing)
+
+    def stream_progress(self, name: str) -> StreamProgress:
+        """Return the progress of a stream of the settings."""
+        return StreamProgress(self.cache, self.keys, name)
 
     @BuiltOnce
     def registry(self) -> ModelRegistry:

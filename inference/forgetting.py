@@ -34,6 +34,7 @@ from inference.serving.jobs import JobIds
 from inference.settings import Settings
 from inference.store import ForgottenEntity, ForgottenIds, ForgottenList, Table, stored_id
 from inference.stored_data import record_from_json
+from inference.streams.progress import StreamProgress
 
 log = get_logger(__name__)
 
@@ -50,7 +51,7 @@ STAYS = (
     "messages that wait in queues: who takes one answers `forgotten`; results of such messages, for 10 minutes",
     "Parquet parts of runs whose records are gone: 30 days after their end, or before the newest 200",
     "digests of a failed run's vectors, until the next run; digests of requests with an Idempotency-Key, for an hour",
-    "lines of logs, Flower's list of recent tasks, your own tables, backups of Redis, copies of Parquet parts",
+    "lines of logs, Flower's list of recent tasks, your own tables and streams, backups of Redis, copies of Parquet",
 )
 
 
@@ -184,6 +185,10 @@ class Forgetting:
             yield from self._in_table(kind, model, entity_id)
         sample = AnswerSample(self._settings, self._client, self._keys)
         yield _item("sample of answers", lambda: sample.forget(model, entity_id))
+        for name in self._settings.streams:
+            if self._settings.stream_model(name) == self._settings.features_owner(model):
+                progress = StreamProgress(self._client, self._keys, name)
+                yield _item(f"dead letters of stream {name}", partial(progress.forget, entity_id))
         yield _item("jobs", lambda: JobIds(self._client, self._keys, model).remove(entity_id))
         runs = self._mentions.runs_of(model)
         yield _item("records of runs", lambda: sum(self._mentions.remove(run_id, entity_id) for run_id in runs))

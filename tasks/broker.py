@@ -8,16 +8,19 @@ from typing import Any
 from kombu.pools import ProducerPool
 
 from inference.failures import Failures
-from inference.monitoring.queues import QueueState
+from inference.logs import message_headers
+from inference.monitoring.queues import JobPriority, QueueState
 from inference.settings import Settings
 from tasks.celery_app import broker_errors
-from tasks.dispatch.sender import CONFIRMED, make_sending_app
+from tasks.dispatch.sender import CONFIRMED, make_sending_app, priorities
 from tasks.queues import Queues
 
 failures = Failures(__name__, "broker")
 
 #: a late wake-up is useless: the reconciler looks every few seconds anyway
 _POKE_EXPIRES_S = 60
+#: entities that are computed later: no more than so many messages wait, none for longer than so many seconds
+_MOST_LATER, _LATER_EXPIRES_S = 16, 60
 _OPTIONS = {"ignore_result": True, **CONFIRMED}
 
 
@@ -25,6 +28,8 @@ class CeleryBroker:
     """The `Broker` (`inference.deployment`) of every process. Nothing connects before it is used."""
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lowest = priorities(settings).jobs[JobPriority.LOW]
         self._application = make_sending_app(settings)
         # all applications of a broker share Celery's own pool, so none of them may close it
         limit = self._application.conf.broker_pool_limit
@@ -43,6 +48,19 @@ class CeleryBroker:
     def compare_run(self, run_id: str, options: Mapping[str, Any]) -> None:
         """See `Broker.compare_run`."""
         self._send(f"a message of run {run_id}", "forecache.compare_run", [(run_id, options)])
+
+    def compute_later(self, model: str, entity_ids: Sequence[str]) -> None:
+        """See `Broker.compute_later`."""
+        queue = self._settings.realtime_queue(model)
+        if any(state.queue == queue and state.depth >= _MOST_LATER for state in self.queue_states()):
+            return
+        arguments = {"model": model, "entity_ids": list(entity_ids)}
+        # with the time of sending, so that the worker counts it as no access of a client's
+        options = {"queue": queue, "priority": self._lowest, "headers": message_headers(), "expires": _LATER_EXPIRES_S}
+        with broker_errors("a message"), self._producers.acquire(block=True) as producer:
+            self._application.send_task(
+                "forecache.predict_entities", kwargs=arguments, producer=producer, **_OPTIONS, **options
+            )
 
     def poke(self) -> None:
         """See `Broker.poke`."""

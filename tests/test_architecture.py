@@ -42,7 +42,7 @@ def test_nobody_imports_the_beat_schedule() -> None:
 #: what the catalogue of keys writes for each argument
 PLACES: dict[str, Any] = {
     "model": "M", "run_id": "R", "job_id": "J", "identity": "W", "queue": "QUEUE", "minute": "MINUTE", "day": "DAY",
-    "number": "N", "bucket": "B", "field": b"ID", "digest": "DIGEST", "token": "TOKEN",
+    "number": "N", "bucket": "B", "field": b"ID", "digest": "DIGEST", "token": "TOKEN", "name": "NAME",
 }  # fmt: skip
 #: they make no key, or the start of one
 NO_KEYS = {

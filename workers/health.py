@@ -10,7 +10,7 @@ import socket
 import sys
 
 from inference.errors import ForecacheError, StoreUnavailable
-from inference.monitoring.presence import Presence, WorkerBeat
+from inference.monitoring.presence import LISTENERS, Presence, WorkerBeat
 from inference.redis.clients import Patience, open_client
 from inference.redis.keys import Keys
 from inference.settings import load_settings
@@ -48,7 +48,7 @@ def find_worker(host: str) -> str | None:
     tag = settings.redis.key_prefix
     with open_client(settings.cache_url, Patience(_REDIS_TIMEOUT_S), tag=tag) as client:
         presence = Presence(client, Keys(tag))
-        for queue in settings.queues:
+        for queue in (*settings.queues, LISTENERS):
             for worker in presence.roster(queue).alive:
                 if worker.host == host:
                     return f"{worker.name} is alive and {_state(worker)}"

@@ -25,7 +25,7 @@ from inference.batch import RunState
 from inference.deployment import Deployment
 from inference.errors import BrokerUnavailable
 from inference.monitoring.counters import FALLBACKS, PARITY, Histogram, ParityResult, counted
-from inference.monitoring.presence import API_PROCESSES, Roster
+from inference.monitoring.presence import API_PROCESSES, LISTENERS, Roster
 from inference.monitoring.statistics import MAX_WINDOW_S, USUAL_WINDOW_S, Statistics
 from inference.serving.worker_client import BreakerState
 
@@ -190,6 +190,44 @@ class QueueCollector(Collector):
         yield from _api_processes(presence.roster(API_PROCESSES), list(settings.models))
 
 
+class StreamCollector(Collector):
+    """What became of the messages of streams, and how far their listeners are behind."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics; none without streams, and no lag that nobody has told lately."""
+        streams = self._deployment.settings.streams
+        if not streams:
+            return
+        messages = CounterMetricFamily(
+            "forecache_stream_messages",
+            f"Messages of a stream that were applied, older than what is stored, or dead. {_DEPLOYMENT_WIDE}",
+            labels=["stream", "outcome"],
+        )
+        behind = GaugeMetricFamily(
+            "forecache_stream_lag_messages", "Messages that are not stored yet.", labels=["stream"]
+        )
+        behind_s = GaugeMetricFamily(
+            "forecache_stream_lag_seconds",
+            "For how long the oldest of these has waited, 0 without any.",
+            labels=["stream"],
+        )
+        for name in streams:
+            progress = self._deployment.stream_progress(name)
+            for outcome, count in progress.counts().items():
+                messages.add_metric([name, outcome], count)
+            lag = progress.lag()
+            if lag is not None:
+                behind_s.add_metric([name], lag.oldest_s)
+                if lag.messages is not None:
+                    behind.add_metric([name], lag.messages)
+        listeners = GaugeMetricFamily("forecache_stream_listeners", "Processes that listen to streams.")
+        listeners.add_metric([], len(self._deployment.presence.roster(LISTENERS).alive))
+        yield from (messages, behind, behind_s, listeners)
+
+
 def _workers(rosters: dict[str, Roster]) -> Metric:
     workers = GaugeMetricFamily(
         "forecache_workers",
@@ -269,7 +307,7 @@ async def get_metrics(process: Process) -> Response:
     """Return the metrics in Prometheus' text format."""
     deployment = process.deployment
     of_models = HitCollector(deployment), PromiseCollector(deployment), RunCollector(deployment)
-    collectors = *of_models, QueueCollector(deployment)
+    collectors = *of_models, QueueCollector(deployment), StreamCollector(deployment)
 
     def scrape() -> bytes:
         registry = CollectorRegistry(auto_describe=False)

@@ -26,6 +26,7 @@ from app.cli import (
     predict,
     processes,
     simulate,
+    streams,
 )
 from inference.errors import BadEntityId, BadInput, ForecacheError, SettingsError, UnknownModel
 from inference.stored_data import installed_release
@@ -51,6 +52,8 @@ for command in (
     processes.demo,
     processes.api,
     processes.dashboard,
+    processes.listen,
+    streams.streams,
     doctor.doctor,
     predict.predict,
     predict.enqueue,
@@ -138,6 +141,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "demo": ("forecache demo", "forecache demo --once --entities 5000"),
     "api": ("forecache api", "FORECACHE_API__PORT=8001 forecache api"),
     "dashboard": ("forecache dashboard",),
+    "listen": ("forecache listen", "forecache listen orders --name listen-2"),
+    "streams": ("forecache streams", "forecache streams orders --dead 10", "forecache streams --json"),
     "doctor": ("forecache doctor", "forecache doctor --json | jq '.[] | select(.status == \"error\")'"),
     "predict": (
         "forecache predict customer-42",

@@ -1,4 +1,4 @@
-"""`up`, `demo`, `api`, `dashboard`: run until somebody stops them."""
+"""`up`, `demo`, `api`, `dashboard`, `listen`: run until somebody stops them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from app.cli.context import load_settings
 from inference.errors import SettingsError
 
 #: command lines of processes with a log; people watch `up` and `demo` on a terminal
-SERVICES = (["api"], ["dashboard"])
+SERVICES = (["api"], ["dashboard"], ["listen"])
 
 
 def up(
     only: Annotated[list[str] | None, typer.Option(metavar="NAMES", help="Only these, as in batch,realtime.")] = None,
     without: Annotated[list[str] | None, typer.Option(metavar="NAMES", help="All but these.")] = None,
 ) -> None:
-    """Run everything on this machine: Redis if none is set, workers, beat, API, dashboard.
+    """Run everything on this machine: Redis if none is set, workers, beat, listeners, API, dashboard.
 
-    NAMES are any of redis, maintenance, realtime, batch, beat, api, dashboard, with commas between them.
+    NAMES are any of redis, maintenance, realtime, batch, beat, listen, api, dashboard, with commas between them.
     """
     settings = load_settings()
     _require_psutil()
@@ -59,6 +59,18 @@ def dashboard() -> None:
     from app.dashboard import serve
 
     serve(load_settings())
+
+
+def listen(
+    streams: Annotated[list[str] | None, typer.Argument(metavar="[STREAM]...", help="By default all streams.")] = None,
+    name: Annotated[
+        str, typer.Option(help="Different for each listener of a host, and kept when it begins again.")
+    ] = "listen",
+) -> None:
+    """Apply the messages of streams to the features of entities. Several listeners share the work."""
+    from app.listen import listen as run
+
+    run(load_settings(), streams or (), name=name)
 
 
 def _require_psutil() -> None:

@@ -26,7 +26,7 @@ REALTIME_STAGE, LAST_STAGE = 1, 2
 #: of programs that no request waits for: TensorFlow's start takes whole seconds of every core while requests go on
 NICENESS = 10
 #: the names of programs in `--only` and `--without`
-KINDS = ("redis", "maintenance", "realtime", "batch", "beat", "api", "dashboard")
+KINDS = ("redis", "maintenance", "realtime", "batch", "beat", "listen", "api", "dashboard")
 #: kinds that requests go through, beside Redis
 _IN_A_HURRY = ("realtime", "api")
 
@@ -91,6 +91,7 @@ def all_programs(
         ),
         *_workers("batch", "gpu", settings.workers.batch_processes, gpus),
         _module("beat", "beat_schedule", says_ready="beat: Starting"),
+        *_listeners(settings),
         *_apis(settings.api, listener),
         _module(
             "dashboard",
@@ -100,6 +101,13 @@ def all_programs(
             url=f"{_url(settings.dashboard)}/hit-rates",
         ),
     ]
+
+
+def _listeners(settings: Settings) -> list[Program]:
+    count = settings.workers.listen_processes if settings.streams else 0
+    names = ["listen"] if count == 1 else [f"listen-{number}" for number in range(1, count + 1)]
+    # each keeps its name, by which it finds the messages that it had when it died
+    return [_module(name, "app.cli", "listen", "--name", name, says_ready=r"listen\.ready") for name in names]
 
 
 def _apis(api: ApiSettings, listener: int | None) -> list[Program]:

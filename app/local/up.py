@@ -28,6 +28,8 @@ from inference.settings import Settings, variables_unread
 from inference.settings.processes import require_allowed
 from inference.settings.sentinel_urls import is_sentinel, read_sentinel_url
 from inference.settings.settings import NO_MODEL
+from inference.settings.streams import NO_STREAM
+from inference.streams.opening import require_clients
 
 #: kind → (module that it needs, the extra that installs it)
 _NEEDS = {"dashboard": ("flower", "dashboard")}
@@ -47,6 +49,7 @@ def up(settings: Settings, kinds: frozenset[str]) -> None:
     if not settings.models:
         raise SettingsError(NO_MODEL, field="models")
     _require_installed(kinds, settings)
+    _require_streams(kinds, settings)
     with ExitStack() as on_exit:
         private_folder(settings.state_dir)
         on_exit.enter_context(hold_lock(settings.state_dir / "up.lock"))
@@ -121,6 +124,13 @@ def _require_installed(kinds: frozenset[str], settings: Settings) -> None:
             raise SettingsError(
                 f"{kind} needs {module}: pip install 'forecache[{extra}]', or leave it out with --without {kind}"
             )
+
+
+def _require_streams(kinds: frozenset[str], settings: Settings) -> None:
+    if kinds == {"listen"} and not settings.streams:
+        raise SettingsError(NO_STREAM, field="streams")
+    if "listen" in kinds:
+        require_clients(settings)
 
 
 def _newest_formats(settings: Settings) -> Iterator[Format]:

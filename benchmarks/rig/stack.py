@@ -162,6 +162,10 @@ timeout_ms = 10000
         wait_until(lambda: http_ok(f"{self.url}/health/ready"), "the API")
         return pid
 
+    def start_listener(self) -> int:
+        """Start a listener to all streams, and return its process id."""
+        return self.start("listen", sys.executable, "-P", "-m", "app.cli", "listen")
+
     def start_baseline(self, module: str) -> str:
         """Serve `baselines/MODULE.py` under the server that the API uses too; return its URL."""
         port = free_port()

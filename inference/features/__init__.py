@@ -8,12 +8,13 @@ from inference.features.gathering import Fallback, FeatureGatherer, Found, Gathe
 from inference.features.groups import FeatureGroup, GroupSource, GroupStatus
 from inference.features.key_columns import EARLIEST_S, LATEST_S, check_key_columns, event_times
 from inference.features.rows import FeatureRows
-from inference.features.updates import FeatureUpdate, FeatureWriter, UpdateResult
+from inference.features.updates import EachWritten, FeatureUpdate, FeatureWriter, UpdateResult
 from inference.features.vectoriser import Vectoriser
 
 __all__ = [
     "EARLIEST_S",
     "LATEST_S",
+    "EachWritten",
     "Fallback",
     "Feature",
     "FeatureContract",

@@ -31,6 +31,8 @@ GONE_AFTER_S = 15
 REMEMBERED_S = 3600
 #: the list of API processes, as a queue is the list of its workers; no queue can have this name
 API_PROCESSES = "@api"
+#: the list of listeners to streams
+LISTENERS = "@listen"
 
 
 def identity_of(name: str, pid: int) -> str:

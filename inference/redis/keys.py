@@ -94,11 +94,20 @@ slot. Only the rows are spread over all slots, P:T:g:N:{B} and P:T:o:ID, whose `
 | P:j:of:M         | zset   | job id of a model, scored by its last    | two hours unchanged   | API, real-time        |
 |                  |        | change                                   |                       | workers               |
 | P:jobs           | hash   | minute → bytes of the jobs begun in it   | an hour unchanged     | API, workers          |
+| P:s:NAME         | hash   | applied, older, dead → count of a        | for good              | listeners             |
+|                  |        | stream's messages                        |                       |                       |
+| P:s:NAME:lag     | hash   | part of a stream → messages, seconds,    | an hour unchanged     | listeners             |
+|                  |        | when they were seen (JSON)               |                       |                       |
+| P:s:NAME:dead    | stream | a message that cannot be applied, with   | the newest 10 000, a  | listeners             |
+|                  |        | its reason (JSON)                        | week unchanged        |                       |
+| P:s:NAME:dead_ids| zset   | its id in the stream, scored by when it  | with the former       | listeners             |
+|                  |        | was noted                                |                       |                       |
 | P:i:DIGEST       | string | job id, digest of its request            | an hour               | API                   |
 | P:w:W            | string | state of a worker or an API process      | 5 to 15 s unchanged   | that process          |
 |                  |        | (JSON)                                   |                       |                       |
 | P:q:QUEUE        | zset   | worker W, scored by its last beat;       | an hour unchanged     | that process          |
-|                  |        | QUEUE `@api`: API processes              |                       |                       |
+|                  |        | QUEUE `@api`: API processes; `@listen`:  |                       |                       |
+|                  |        | listeners to streams                     |                       |                       |
 | P:doctor:TOKEN   | string | a test whether Redis takes writes        | 10 s, or a moment     | doctor                |
 """
 
@@ -351,6 +360,22 @@ class Keys:
     def idempotency(self, digest: str) -> str:
         """The job that a client's Idempotency-Key (by its digest) created."""
         return f"{self.prefix}:i:{digest}"
+
+    def stream(self, name: str) -> str:
+        """Hash of the counts of a stream's messages."""
+        return f"{self.prefix}:s:{name}"
+
+    def stream_lag(self, name: str) -> str:
+        """Hash part of a stream → how far its listeners are behind."""
+        return f"{self.prefix}:s:{name}:lag"
+
+    def dead_letters(self, name: str) -> str:
+        """The messages of a stream that cannot be applied."""
+        return f"{self.prefix}:s:{name}:dead"
+
+    def dead_letter_ids(self, name: str) -> str:
+        """Sorted set of the ids of these messages."""
+        return f"{self.prefix}:s:{name}:dead_ids"
 
     def worker(self, identity: str) -> str:
         """The state of a live worker."""

@@ -28,6 +28,7 @@ from inference.settings.processes import (
     WorkerSettings,
 )
 from inference.settings.settings import Settings
+from inference.settings.streams import StreamSettings
 
 __all__ = [
     "BATCH_QUEUE",
@@ -52,6 +53,7 @@ __all__ = [
     "Scope",
     "Settings",
     "SqlFallback",
+    "StreamSettings",
     "WorkerSettings",
     "find_embedded_redis",
     "load_settings",

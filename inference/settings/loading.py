@@ -28,7 +28,7 @@ DEFAULT_FILE = "forecache.toml"
 _FROM_FILE = "_FILE"
 _NAME = re.compile(r"[\w-]+$")
 #: tables of tables with names of the user's choice
-_OF_ANY_NAME = (["models"], ["api", "keys"])
+_OF_ANY_NAME = (["models"], ["streams"], ["api", "keys"])
 _UNION_MARKS = ("float", "int", "str", "bool")
 
 
@@ -169,6 +169,7 @@ class _EnvironmentReader(BaseSettings):
     workers: dict[str, Any] = {}
     logs: dict[str, Any] = {}
     models: dict[str, Any] = {}
+    streams: dict[str, Any] = {}
 
     @classmethod
     def settings_customise_sources(
@@ -262,8 +263,8 @@ def _known_fields(location: list[str]) -> list[str]:
     parts = iter(location)
     for part in parts:
         annotation = model.model_fields[part].annotation
-        if part == "models":
-            next(parts, None)  # the model's own name
+        if part in ("models", "streams"):
+            next(parts, None)  # the name of the model or stream
             annotation = get_args(annotation)[1]
         if part == "fallbacks":
             next(parts, None)  # its place in the list; then its kind

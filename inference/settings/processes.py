@@ -245,7 +245,7 @@ class DashboardSettings(Section):
 
 
 class WorkerSettings(Section):
-    """The workers that `forecache up` starts, their GPUs, and the limits of a load.
+    """The workers and listeners that `forecache up` starts, their GPUs, and the limits of a load.
 
     `gpus`: "auto" (all visible ones), "none", or GPU indexes. `gpu_memory_share`: the fraction of a GPU's memory that
     one process may take; None: libraries take memory when they need it. `keras_backend`: None for `KERAS_BACKEND`, else
@@ -257,6 +257,7 @@ class WorkerSettings(Section):
     gpus: Annotated[Literal["auto", "none"] | list[int], BeforeValidator(parse_list)] = "auto"
     batch_processes: Annotated[int, Field(ge=1, le=64)] = 1
     realtime_processes: Annotated[int, Field(ge=1, le=64)] = 1
+    listen_processes: Annotated[int, Field(ge=1, le=64)] = 1
     gpu_memory_share: Annotated[float, Field(gt=0, le=1)] | None = None
     keras_backend: Literal["tensorflow", "torch", "jax"] | None = None
     load_memory: Size | None = None

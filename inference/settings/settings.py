@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import PrivateAttr, field_validator
+from pydantic import PrivateAttr, ValidationInfo, field_validator
 
 from inference.errors import UnknownModel, quoted, shown
 from inference.settings.fields import Section
@@ -24,6 +24,7 @@ from inference.settings.processes import (
     RedisSettings,
     WorkerSettings,
 )
+from inference.settings.streams import STREAM_NAME, StreamSettings
 
 NO_MODEL = "no model is configured: `forecache init` writes a forecache.toml, or add a [models.NAME] section to it"
 MODEL_NAME = re.compile(r"^[a-z0-9_-]{1,64}$")
@@ -41,6 +42,7 @@ class Settings(Section):
     mlflow: MlflowSettings = MlflowSettings()
     logs: LogSettings = LogSettings()
     models: dict[str, ModelSettings] = {}
+    streams: dict[str, StreamSettings] = {}
 
     #: the folder of relative paths: that of forecache.toml, else the working directory
     _root: Path = PrivateAttr(default_factory=Path.cwd)
@@ -67,6 +69,30 @@ class Settings(Section):
                 raise ValueError(
                     f"features_of of model {name}: {shown(owner)} is no other model with features of its own; {hint}"
                 )
+        return value
+
+    @field_validator("streams")
+    @classmethod
+    def _legal_streams(cls, value: dict[str, StreamSettings]) -> dict[str, StreamSettings]:
+        for name in value:
+            if not STREAM_NAME.match(name):
+                raise ValueError(f"stream name {shown(name)} must be 1 to 64 of a-z, 0-9, _ and -")
+        return value
+
+    @field_validator("streams")
+    @classmethod
+    def _models_of_streams(cls, value: dict[str, StreamSettings], info: ValidationInfo) -> dict[str, StreamSettings]:
+        models, redis = info.data.get("models"), info.data.get("redis", RedisSettings())
+        if models is None:  # they are wrong, and that error comes first
+            return value
+        known = ", ".join(sorted(models)) or "none"
+        for name, stream in value.items():
+            if stream.model is None and len(models) != 1:
+                raise ValueError(f"{name} names no model: set model to one of {known}")
+            if stream.model is not None and stream.model not in models:
+                raise ValueError(f"{name}: no model {shown(stream.model)} is configured; known: {known}")
+            if stream.url is None and redis.key_prefix != redis.prefix:
+                raise ValueError(f"{name} needs url: a stream lies in one Redis, and cache_url is a cluster")
         return value
 
     @classmethod
@@ -122,6 +148,15 @@ class Settings(Section):
         """Return the model under whose name the stored features of a model are: nearly always its own."""
         of_model = self.models.get(model)
         return model if of_model is None or of_model.features_of is None else of_model.features_of
+
+    def stream_url(self, name: str) -> str:
+        """Return the URL of a stream's Redis or Kafka; holds the password."""
+        url = self.streams[name].url
+        return url.get_secret_value() if url else self.cache_url
+
+    def stream_model(self, name: str) -> str:
+        """Return the model under whose name the features are stored that a stream updates."""
+        return self.features_owner(self.model(self.streams[name].model)[0])
 
     def sharing_features(self, owner: str) -> list[str]:
         """Return the models whose answers are computed from one model's stored features, that one first."""

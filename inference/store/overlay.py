@@ -115,7 +115,8 @@ class Overlay:
         done: list[int] = []
         for start in range(0, len(keys), _IDS_PER_SCRIPT):
             part, its_pairs = keys[start : start + _IDS_PER_SCRIPT], pairs[2 * start : 2 * (start + _IDS_PER_SCRIPT)]
-            done += self._client.run_script("replace", [self._keys.schemas, *part], [*head, *its_pairs])
+            # if it runs twice, the second time tells of a change by somebody else, and the caller looks again
+            done += self._client.run_repeatable_script("replace", [self._keys.schemas, *part], [*head, *its_pairs])
         return [bool(stored) for stored in done]
 
     def outdate(self, ids: Sequence[str], *, changed_at: npt.NDArray[np.float64], keep_s: float) -> None:
@@ -133,7 +134,7 @@ class Overlay:
         else:
             for start in range(0, len(keys), _IDS_PER_SCRIPT):
                 part = slice(start, start + _IDS_PER_SCRIPT)
-                self._client.run_script("outdate", keys[part], [_to_milliseconds(keep_s), *as_of[part]])
+                self._client.run_repeatable_script("outdate", keys[part], [_to_milliseconds(keep_s), *as_of[part]])
         self._remove_forgotten(stored)
 
     def remove(self, stored_ids: Sequence[bytes]) -> int:

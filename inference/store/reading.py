@@ -25,6 +25,7 @@ from inference.store.codec import (
     OverlayHeader,
     bucket_of,
     codec_for,
+    overlay_schema,
     row_as_of,
     schema_digest,
     schema_from_text,
@@ -264,7 +265,7 @@ def _fetch_manifest(keys: TableKeys, memory: ReaderMemory, number: int) -> Plan[
 
 
 def _fetch_schemas(keys: TableKeys, memory: ReaderMemory, overlay: Sequence[bytes | None]) -> Plan[None]:
-    digests = {unpack_overlay(entry)[0].schema for entry in overlay if entry is not None}
+    digests = {overlay_schema(entry) for entry in overlay if entry is not None}
     unknown = list(digests - memory.schemas.keys() - {OUTDATED})
     if unknown:
         replies = yield [("HMGET", keys.schemas, *unknown)]
@@ -351,15 +352,17 @@ def decode_entries(fetched: Fetched) -> list[Entry | None]:
 
 def decode_block(fetched: Fetched) -> StoredRows | None:
     """Return the newest rows as arrays; None if there is neither a generation nor an overlay entry."""
-    fields = _block_fields(fetched)
-    if fields is None:
-        return None
+    winners = dict(_winners(fetched, _overlay_entries(fetched)))
+    fields = _block_fields(fetched, winners)
+    return None if fields is None else _block_of(fetched, winners, fields)
+
+
+def _block_of(fetched: Fetched, winners: Mapping[int, tuple[OverlayHeader, bytes]], fields: Fields) -> StoredRows:
     rows = list(fetched.rows)
     is_of_generation = np.array([row is not None for row in rows], np.bool_)
-    overlay = _overlay_entries(fetched)
-    if overlay:
+    if winners:
         digest = schema_digest(fields)
-        for i, (header, row) in _winners(fetched, overlay):
+        for i, (header, row) in winners.items():
             if header.schema == digest:
                 rows[i], is_of_generation[i] = row, False
     block, as_of = codec_for(fields).unpack_block(rows)
@@ -370,16 +373,17 @@ def decode_block(fetched: Fetched) -> StoredRows | None:
 
 def decode_for_change(fetched: Fetched) -> ChangeableRows | None:
     """Return the newest rows for a change; None if there is neither a generation nor an overlay entry."""
-    rows = decode_block(fetched)
-    if rows is None:
+    winners = dict(_winners(fetched, _overlay_entries(fetched)))
+    fields = _block_fields(fetched, winners)
+    if fields is None:
         return None
+    rows = _block_of(fetched, winners, fields)
     begun_at = fetched.manifest.created_at if fetched.manifest else 0.0
     known_at = np.where(rows.found, begun_at, 0.0)
-    for i, (header, _) in _winners(fetched, _overlay_entries(fetched)):
+    for i, (header, _) in winners.items():
         known_at[i] = header.computed_at
         # also of an entry with other fields, which the block leaves out
         rows.as_of[i] = header.as_of
-    fields = _block_fields(fetched) or ()
     is_loaded = fetched.manifest is not None
     return ChangeableRows(rows, fields, is_loaded, known_at, tuple(fetched.overlay) or (None,) * len(fetched.rows))
 
@@ -425,10 +429,10 @@ def _row_under(header: OverlayHeader, row: bytes | None, manifest: Manifest | No
     return row_as_of(row) if manifest.rows_as_of is None else manifest.rows_as_of
 
 
-def _block_fields(fetched: Fetched) -> Fields | None:
+def _block_fields(fetched: Fetched, winners: Mapping[int, tuple[OverlayHeader, bytes]]) -> Fields | None:
     if fetched.manifest is not None:
         return fetched.manifest.fields
-    headers = [header for _, (header, _) in _winners(fetched, _overlay_entries(fetched))]
+    headers = (header for header, _ in winners.values())
     newest = max(headers, key=lambda header: header.computed_at, default=None)
     return fetched.schemas[newest.schema] if newest else None
 

@@ -27,6 +27,8 @@ from tests.unit.test_kubernetes import DEPLOYMENTS, KEDA, README, container_of, 
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(400)]
 
+#: under the prefix, where the workers' user may read
+STREAM = '[streams.flights]\nstream = "forecache:in:flights"\n'
 SECRETS = "/run/secrets/forecache"
 BIN = Path(sys.executable).parent
 #: in the order in which a cluster might start them; GPUs are no part of this machine
@@ -42,7 +44,7 @@ class Cluster:
         self.ports = {name: free_port() for name in ("forecache-api", "forecache-dashboard")}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.environments: dict[str, dict[str, str]] = {}
-        (folder / "forecache.toml").write_text(write_flights(folder))
+        (folder / "forecache.toml").write_text(write_flights(folder) + STREAM)
         (folder / "code").mkdir()
         self._make_secrets()
 

@@ -27,6 +27,7 @@ READY = {
     "forecache-batch@0": " ready.",
     "forecache-beat": "beat: Starting",
     "forecache-dashboard": "dashboard.ready",
+    "forecache-listen@0": "listen.ready",
     "forecache-maintenance": " ready.",
     "forecache-realtime@0": " ready.",
 }
@@ -75,7 +76,7 @@ def test_the_api_has_time_to_drain_and_is_told_how_much() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_each_command_comes_up_serves_and_ends_on_sigterm_in_time(tmp_path: Path) -> None:
-    with Stack(tmp_path, write_flights(tmp_path)) as stack:
+    with Stack(tmp_path, write_flights(tmp_path) + '[streams.flights]\nstream = "flights"\n') as stack:
         running = {service.name: start(service, tmp_path) for service in services()}
         try:
             for name, sign in READY.items():

@@ -111,7 +111,7 @@ class Stack:
         return f"http://forecache:sesame@127.0.0.1:{self.dashboard_port}/flower"
 
     def start(self, *names: str, script: Path | None = None, environment: Mapping[str, str] | None = None) -> None:
-        """Start `gpu`, `realtime`, `maintenance`, `beat`, `api` or `dashboard`; a suffix (`gpu-2`): one more.
+        """Start `gpu`, `realtime`, `maintenance`, `beat`, `listen`, `api` or `dashboard`; a suffix (`gpu-2`): one more.
 
         `realtime-QUEUE` serves that queue only, and `realtime` none of the others then. `script`: run in the place of
         `workers`, with the same arguments. `environment`: further variables.
@@ -131,6 +131,8 @@ class Stack:
             queues = self.settings.realtime_queues
             of_queue = ["-Q", own] if kind == "realtime" and len(queues) > 1 and own in queues else []
             return [*([str(script)] if script else ["-m", "workers"]), kind, "-n", f"{name}@%h", *of_queue]
+        if kind == "listen":
+            return ["-m", "app.cli", kind, "--name", name]
         return ["-m", "beat_schedule"] if kind == "beat" else ["-m", "app.cli", kind]
 
     def stop(self, name: str, how: signal.Signals) -> None:

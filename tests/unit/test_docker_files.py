@@ -85,7 +85,7 @@ def test_every_secret_comes_from_a_file_that_the_script_makes(secrets: Path) -> 
 
 
 def test_services_that_not_everybody_needs_are_not_started_with_the_others() -> None:
-    assert {name for name, service in SERVICES.items() if "profiles" in service} == {"admin", "grafana"}
+    assert {name for name, service in SERVICES.items() if "profiles" in service} == {"admin", "grafana", "listen"}
     assert SERVICES["admin"]["restart"] == "no"
 
 

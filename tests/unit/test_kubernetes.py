@@ -18,7 +18,7 @@ FOLDER = ROOT / "deploy" / "kubernetes"
 README = (FOLDER / "README.md").read_text()
 KUSTOMIZATION: dict[str, Any] = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
 #: also the files that a user puts in place of others
-FILES = [*KUSTOMIZATION["resources"], "batch-gpu.yaml"]
+FILES = [*KUSTOMIZATION["resources"], "batch-gpu.yaml", "listen.yaml"]
 MANIFESTS: list[dict[str, Any]] = [one for file in FILES for one in yaml.safe_load_all((FOLDER / file).read_text())]
 DEPLOYMENTS = {one["metadata"]["name"]: one for one in MANIFESTS if one["kind"] == "Deployment"}
 KEDA = list(yaml.safe_load_all((FOLDER / "keda" / "scaled-objects.yaml").read_text()))

@@ -21,6 +21,7 @@ from app.cli.doctor.registered import check_registered, check_registry
 from app.cli.doctor.runs import check_active_set, check_patience, check_run_engine, check_schedule
 from app.cli.doctor.sentinels import check_sentinels
 from app.cli.doctor.servers import PATIENCE, Failure, Server, ask_server, check_broker, check_servers
+from app.cli.doctor.streams import check_stream, no_streams
 from app.cli.doctor.tables import (
     TableSize,
     check_disk,
@@ -38,7 +39,7 @@ from inference.deployment import Deployment
 from inference.economics.miss_capacity import miss_capacity
 from inference.errors import ForecacheError, StoreUnavailable
 from inference.failures import sentence_of
-from inference.monitoring.presence import API_PROCESSES, Roster
+from inference.monitoring.presence import API_PROCESSES, LISTENERS, Roster
 from inference.settings import ModelSettings, Settings
 from inference.sources import Source
 
@@ -125,6 +126,10 @@ class Checkup:
             checks[Check.SCHEDULE, f"{name}, engine"] = partial(check_run_engine, name, model)
             checks[Check.SCHEDULE, f"{name}, active set"] = partial(self._active_set, name, model)
             checks[Check.BROKER, f"chunks of {name}"] = partial(self._patience, name, model)
+        if not self._settings.streams:
+            checks[Check.STREAM, "streams"] = no_streams
+        for name in self._settings.streams:
+            checks[Check.STREAM, name] = partial(self._stream, name)
         return checks
 
     def memory(self) -> Finding:
@@ -194,6 +199,12 @@ class Checkup:
         capacity = miss_capacity(model, self._deployment.measured(name))
         workers = len(self._deployment.presence.roster(model.realtime.queue).alive)
         return check_active_set(name, model, next(iter(runs), None), capacity, workers)
+
+    def _stream(self, name: str) -> list[Finding]:
+        if self._deployment is None:
+            return check_stream(self._settings, name, None, None)
+        listeners = self._deployment.presence.roster(LISTENERS)
+        return check_stream(self._settings, name, listeners, self._deployment.stream_progress(name).lag())
 
     def _machine(self) -> list[Finding]:
         offset_s = self._cache.offset_s if isinstance(self._cache, Server) else None

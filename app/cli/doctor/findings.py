@@ -22,6 +22,7 @@ class Check(StrEnum):
     TABLE = "table"
     FALLBACK = "fallback"
     SCHEDULE = "schedule"
+    STREAM = "stream"
     MACHINE = "machine"
 
 

@@ -73,7 +73,7 @@ def test_a_slip_is_wrong_usage_and_names_the_nearest(typed: list[str], told: str
 
 
 def test_commands_whose_output_is_data_print_json_too() -> None:
-    without = {"init", "up", "demo", "api", "dashboard"}  # these do something and tell of it
+    without = {"init", "up", "demo", "api", "dashboard", "listen"}  # these do something and tell of it
     for words in COMMANDS:
         shown = CliRunner().invoke(app, [*words, "--help"]).output
         assert ("--json" in shown) or words[0] in without, words

@@ -363,3 +363,53 @@ def test_an_update_of_two_groups_is_as_of_the_older_of_what_stands_now(grouped: 
     grouped.writer.write([FeatureUpdate("a", {"clicks": 5}, NOW - 10)])
     [result] = grouped.writer.write([FeatureUpdate("a", {"clicks": 6, "age": 41}, NOW - 100)])
     assert (result.applied, result.not_applied, result.as_of) == (False, ("session",), np.floor(NOW - 100))
+
+
+def each(room: Room, *updates: tuple[str, dict[str, Any], float | None]) -> tuple[list[bool], dict[int, str]]:
+    """Store updates each on its own; return which were applied, and why others were refused."""
+    written = room.writer.write_each([FeatureUpdate(*update) for update in updates])
+    return written.applied.tolist(), {position: error.message for position, error in written.refused.items()}
+
+
+def test_of_updates_that_are_stored_each_on_its_own_a_wrong_one_keeps_no_other_back(room: Room) -> None:
+    room.features.forgotten.add("gone")
+    applied, refused = each(
+        room, ("a", {"x": 1}, None), ("b", {"y": 1}, None), ("c\n", {"x": 1}, None), ("d", {"n": 1}, None),
+        ("gone", {"x": 1}, None), ("e", {"x": "1"}, None), ("f", {"x": 2}, NOW + 60), ("g", {"x": 3}, None),
+        ("h", {}, None), ("i", [1], None),
+    )  # fmt: skip
+    assert applied == [True, False, False, False, False, False, False, True, False, False]
+    assert sorted(refused) == [1, 2, 3, 4, 5, 6, 8, 9]
+    assert "unknown feature" in refused[1]
+    assert "give those without a default too: x" in refused[3]
+    assert "forgotten on request" in refused[4]
+    assert (room.stored("a") or {})["x"] == 1
+    assert (room.stored("g") or {})["x"] == 3
+    assert room.stored("gone") is None
+
+
+def test_an_entity_may_come_twice_and_the_outcome_is_that_of_one_after_the_other(room: Room) -> None:
+    applied, refused = each(
+        room, ("a", {"x": 1}, NOW - 9), ("a", {"x": 2}, NOW - 3), ("a", {"x": 3}, NOW - 5), ("b", {"x": 1}, NOW - 9),
+        ("b", {"n": 5}, NOW - 8), ("b", {"x": 4}, NOW - 7), ("c", {"x": 1}, NOW - 3), ("c", {"n": 9}, NOW - 5),
+        ("d", {"x": 1}, NOW - 5), ("d", {"x": 2}, NOW - 5), ("e", {"x": 1}, NOW - 9), ("e", {"x": "2"}, NOW - 8),
+    )  # fmt: skip
+    assert applied == [False, True, False, True, True, True, True, False, False, True, True, False]
+    assert list(refused) == [11]
+    stored = {name: room.stored(name) or {} for name in "abcde"}
+    assert {name: (one["x"], one["n"]) for name, one in stored.items()} == {
+        "a": (2, 7), "b": (4, 5), "c": (1, 7), "d": (2, 7), "e": (1, 7),
+    }  # fmt: skip
+
+
+def test_updates_that_come_again_change_nothing(room: Room) -> None:
+    updates = [("a", {"x": 1.0}, NOW - 9), ("b", {"x": 1.0}, NOW - 9)]
+    each(room, *updates)
+    room.put("a", at=NOW - 5, x=5.0)
+    applied, _ = each(room, *updates)
+    assert applied == [False, True]
+    assert ((room.stored("a") or {})["x"], (room.stored("b") or {})["x"]) == (5.0, 1.0)
+
+
+def test_no_updates_are_stored_too(room: Room) -> None:
+    assert each(room) == ([], {})

@@ -20,6 +20,15 @@ def _names(settings: Settings, gpus: list[str] | None = None) -> list[str]:
     return [program.name for program in all_programs(settings, None, gpus, listener=7)]
 
 
+WITH_STREAM = Settings.model_validate(
+    {
+        "models": {"delay": {"path": "model"}},
+        "streams": {"in": {"stream": "in"}},
+        "workers": {"realtime_processes": 2, "listen_processes": 2},
+    }
+)
+
+
 def test_every_process_of_the_table_is_started() -> None:
     assert _names(Settings()) == ["maintenance", "realtime", "batch", "beat", "api-1", "api-2", "dashboard"]
 
@@ -124,8 +133,16 @@ def test_a_wrong_choice_is_refused_with_what_there_is(only: list[str], without: 
 
 
 def test_every_kind_is_a_program_of_up() -> None:
-    programs = all_programs(Settings(workers=WorkerSettings(realtime_processes=2)), REDIS, None, listener=7)
+    programs = all_programs(WITH_STREAM, REDIS, None, listener=7)
     assert {program.kind for program in programs} == set(KINDS)
+
+
+def test_each_listener_keeps_a_name_of_its_own_and_without_streams_there_is_none() -> None:
+    assert "listen" not in _names(Settings())
+    listeners = [one for one in all_programs(WITH_STREAM, None, None) if one.kind == "listen"]
+    assert [(one.name, one.argv[-2:]) for one in listeners] == [
+        (name, ["--name", name]) for name in ("listen-1", "listen-2")
+    ]
 
 
 def test_real_time_workers_answer_until_the_api_has_drained_and_ctrl_c_drains_nothing() -> None:

@@ -359,3 +359,52 @@ def test_features_of_names_another_model_with_features_of_its_own() -> None:
     write(MINIMAL + other.format("delay") + "[models.fare.batch]\nfeature_table = true\n")
     with pytest.raises(SettingsError, match=re.escape("turn batch.feature_table off")):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ("", "[streams.in]: stream: is missing"),
+        ('stream = "s"\ngrup = "g"', "did you mean 'group'?"),
+        ('stream = "s"\nmodel = "price"', "in: no model 'price' is configured; known: delay"),
+        ('stream = "s"\nstart = "now"', "start: must be 'earliest' or 'latest'"),
+        ('stream = "s"\nurl = "http://x:1"', "a Redis URL starts with redis://"),
+        ('stream = "s"\nurl = "redis+cluster://x:1"', "a stream lies in one Redis"),
+        ('stream = "s"\nurl = "kafka://x"', "kafka://host:9092,other:9092"),
+        ('stream = "s"\nurl = "kafka://u:geheim@x:9092"', 'set options = {"sasl.username" = "…"}, and password'),
+        ('stream = "a b"\nurl = "kafka://x:9092"', "stream 'a b' is no topic"),
+        ('stream = "s"\npassword = "geheim"', "options and password are Kafka's"),
+        ('stream = "s"\nurl = "kafka://x:1"\noptions = {"group.id" = "g"}', "'group.id' is not set here: write group"),
+        ('stream = "s"\nurl = "kafka://x:1"\noptions = {"sasl.password" = "geheim"}', "write password"),
+        ('stream = "s"\nurl = "kafka://x:1"\noptions = {"ssl.key.pem" = "geheim"}', "would hold a secret"),
+    ],
+)
+def test_a_wrong_stream_is_refused_by_field_and_fix(tmp_path: Path, section: str, says: str) -> None:
+    file = tmp_path / "forecache.toml"
+    file.write_text(f'[models.delay]\npath = "model"\n[streams.in]\n{section}\n')
+    with pytest.raises(SettingsError) as refused:
+        load_settings(file)
+    assert says in refused.value.message
+    assert "geheim" not in refused.value.message
+
+
+def test_a_stream_hides_its_password_and_takes_it_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "forecache.toml"
+    file.write_text('[models.delay]\npath = "model"\n[streams.in]\nstream = "s"\nurl = "kafka://x:9092"\n')
+    monkeypatch.setenv("FORECACHE_STREAMS__IN__PASSWORD", "geheimes Wort")
+    settings = load_settings(file)
+    assert settings.streams["in"].password is not None
+    assert "geheimes" not in repr(settings)
+    assert (settings.streams["in"].brokers, settings.stream_model("in")) == ("x:9092", "delay")
+
+
+def test_of_several_models_a_stream_names_one(tmp_path: Path) -> None:
+    file = tmp_path / "forecache.toml"
+    models = '[models.delay]\npath = "model"\n[models.price]\npath = "model"\nfeatures_of = "delay"\n'
+    file.write_text(f'{models}[streams.in]\nstream = "s"\n')
+    with pytest.raises(SettingsError, match="in names no model: set model to one of delay, price"):
+        load_settings(file)
+    file.write_text(f'{models}[streams.in]\nstream = "s"\nmodel = "price"\n')
+    assert load_settings(file).stream_model("in") == "delay"
