@@ -29,9 +29,19 @@ suppress_warnings = ["misc.highlighting_failure"]
 _MENU = {
     "Begin": ["getting-started", "cli", "settings", "existing", "examples/README", "protocols"],
     "Use": [
-        "client", "models", "mlflow", "features", "streams", "batch", "tables", "spark", "ray", "realtime", "dashboard",
+        "client",
+        "models",
+        "mlflow",
+        "features",
+        "streams",
+        "batch",
+        "tables",
+        "spark",
+        "ray",
+        "realtime",
+        "dashboard",
         "cost",
-    ],  # fmt: skip
+    ],
     "Run": [
         "Containers <docker/README>",
         "Kubernetes <deploy/kubernetes/README>",
