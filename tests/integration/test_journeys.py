@@ -26,6 +26,8 @@ TRACED = ROOT / "tests/support/traced.py"
 MODELS = """
 [models.m]
 path = "m"
+# else the look for new versions falls into some journeys and not into the idle seconds
+poll_every = "1h"
 features = "t.parquet"
 [models.m.batch]
 prediction_table = true
