@@ -42,13 +42,14 @@ def as_grafana_asks(expression: str) -> str:
 @pytest.fixture(scope="module")
 def scrapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scrapes]:
     folder = tmp_path_factory.mktemp("grafana")
-    with Stack(folder, write_flights(folder)) as stack:
-        stack.start("gpu", "realtime", "maintenance", "api")
+    with Stack(folder, write_flights(folder) + '[streams.flights]\nstream = "flights"\n') as stack:
+        stack.start("gpu", "realtime", "maintenance", "api", "listen")
         stack.wait_ready()
         assert stack.cli("batch", "run", "delay", "--wait").returncode == 0
         scrapes, now = Scrapes(), time.time()
         # counters begin with the first request
         for at in (now - 30, now):
+            stack.deployment.cache.xadd("flights", {"update": '{"entity_id": "F1", "features": {}}'})
             for entity in ("F1", "F2", "nobody"):
                 httpx.get(f"{stack.url}/predict/{entity}", timeout=30)
             httpx.get(f"{stack.url}/predict/F1?max_staleness_hours=0&timeout_ms=10000", timeout=30)
