@@ -19,6 +19,8 @@ from inference.settings.fields import parse_schedule
 _WITHIN = re.compile(r"asked within (?P<within>\S+)")
 #: a word for a setting that is turned off
 _NEVER = "never"
+#: at its limit, an age is still fresh, but an interval between two computations is over; instants are milliseconds
+_MOMENT_S = 0.001
 
 
 class Precomputed(NamedTuple):
@@ -73,12 +75,14 @@ class Policy:
     @property
     def batch_fresh_s(self) -> float:
         """How long a run's answers count as fresh, from its start."""
-        return min(max(self.rules.batch_ttl_s, self.rules.min_recompute_interval_s), self.keep_s)
+        return min(max(self.rules.batch_ttl_s, self.rules.min_recompute_interval_s - _MOMENT_S), self.keep_s)
 
     @property
     def realtime_fresh_s(self) -> float:
         """How long an answer on demand counts as fresh, if it is computed from features of its moment."""
-        return min(max(self.rules.realtime_ttl_s, self.rules.min_recompute_interval_s), self.realtime_keep_s)
+        return min(
+            max(self.rules.realtime_ttl_s, self.rules.min_recompute_interval_s - _MOMENT_S), self.realtime_keep_s
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, by the names that `parse_policy` takes; durations in seconds."""
