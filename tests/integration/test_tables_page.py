@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from inference.redis.keys import TableKind
-from tests.support.models import write_sum_model
+from tests.support.plain_models import write_slow_sum_model
 from tests.support.stack import ROOT, Stack, child_environment
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -21,7 +21,7 @@ BLOCKS = re.findall(r"^```(python|sh)\n(.*?)^```$", (ROOT / "docs/tables.md").re
 
 
 def test_the_page_s_tables_lead_to_answers(tmp_path: Path) -> None:
-    write_sum_model(tmp_path / "model", ["age", "spent"])
+    write_slow_sum_model(tmp_path / "model", ["age", "spent"], seconds=0.0)
     environment = {**child_environment(), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     runs = []
     for language, text in BLOCKS:
