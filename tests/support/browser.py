@@ -54,6 +54,8 @@ class Browser:
         self.driver.find_element(By.ID, "theme-toggle").click()
         self.driver.find_element(By.CSS_SELECTOR, f"[data-bs-theme-value={theme}]").click()
         self.wait_live()
+        # colours between the two themes have a contrast of their own
+        wait_for(lambda: self.script("return document.getAnimations().length") == 0, "the end of transitions", 20)
 
     @contextmanager
     def as_phone(self, width: int = 400) -> Iterator[None]:
