@@ -138,7 +138,7 @@ def test_a_command_that_cannot_be_meant_says_so_in_one_line(
 
     done = stack.cli("batch", "run", *arguments)
 
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
