@@ -19,7 +19,7 @@ from inference.features import FeatureContract, FeatureWriter
 from inference.features.fallbacks import FallbackChain, open_fallback
 from inference.forgetting import Forgetting
 from inference.models import ModelHost, ModelRegistry
-from inference.monitoring.counters import FALLBACKS, HitRecorder, MinuteCounts, RecorderThread
+from inference.monitoring.counters import FALLBACKS, HitRecorder, MinuteCounts, RecorderThread, RequestsNote
 from inference.monitoring.parity import Parity
 from inference.monitoring.presence import Presence
 from inference.monitoring.queues import QueueState
@@ -264,6 +264,11 @@ class Deployment:
         return MinuteCounts(self.cache, self.keys, self.cache.now)
 
     @BuiltOnce
+    def requests_note(self) -> RequestsNote:
+        """Tells whether requests come, for work in the background."""
+        return RequestsNote(self.cache, self.keys)
+
+    @BuiltOnce
     def recorder(self) -> HitRecorder:
         """Logs accesses, for processes without an event loop: a thread flushes it."""
         thread = RecorderThread(self.async_cache(), self.keys, self.settings.models)
@@ -285,5 +290,5 @@ class Deployment:
 
     def _table(self, kind: TableKind, model: str) -> Table:
         of_model = self.settings.models.get(model)
-        pace = Pace(of_model.batch.write_share) if of_model else None
+        pace = Pace(of_model.batch.write_share, requests_come=self.requests_note.is_there) if of_model else None
         return Table(self.cache, self.keys.table(kind, model), kind=kind, model=model, pace=pace)

@@ -10,13 +10,14 @@ from pathlib import Path
 from inference import host_locks
 from inference.errors import StoreUnavailable
 from inference.gpus import lock_of_gpu
+from inference.monitoring.counters import RequestsNote
 from inference.monitoring.presence import API_PROCESSES, Presence
 from inference.processors import Processors, usable_processors
 from inference.redis.clients import Client
 from inference.redis.keys import Keys
 
-#: seconds between two looks for requests, and between two looks for processes on this machine
-LOOK_EVERY_S, NEIGHBOURS_EVERY_S = 0.1, 10.0
+#: seconds between two looks for processes on this machine
+NEIGHBOURS_EVERY_S = 10.0
 #: seconds between two looks at a GPU on which requests are computed. It is free if two in a row find nothing: requests
 #: of one moment follow each other
 GPU_LOOK_EVERY_S, _FREE_LOOKS = 0.0005, 2
@@ -41,39 +42,30 @@ class Yielding:
         sleep: Callable[[float], None] = time.sleep,
         leave_room: Callable[[bool], None] | None = None,
     ) -> None:
-        self._client = client
-        self._note = keys.requests
+        self._requests = RequestsNote(client, keys, clock)
         self._presence = Presence(client, keys)
         self._queues = (API_PROCESSES, *queues)
         self._clock = clock
         self._sleep = sleep
         self._leave_room = leave_room or Processors(usable_processors()).leave_room
         self._is_leaving = False
-        self._look_at = self._neighbours_at = self._went_on_at = clock()
+        self._neighbours_at = self._went_on_at = clock()
         self._has_neighbours = False
         self._may_wait_s = LONGEST_WAIT_S
 
     def give_way(self, device: str | None = None) -> None:
-        """Look for requests if the last look is a while ago. Cheap enough to be called before each step of the work.
+        """Leave room if requests come. Cheap enough to be called before each step of the work.
 
         `device`: the `Runtime.device` that computes the step. If it is a GPU, waits a moment while real-time workers of
         this machine compute on it.
         """
-        if self._clock() >= self._look_at:
-            self._look_for_requests()
-        gpu = lock_of_gpu(device) if device else None
-        if gpu:
-            self._wait_for(gpu)
-
-    def _look_for_requests(self) -> None:
-        try:
-            leaves = bool(self._client.exchange([("EXISTS", self._note)])[0]) and self._shares_this_machine()
-        except StoreUnavailable:
-            leaves = False
-        self._look_at = self._clock() + LOOK_EVERY_S
+        leaves = self._requests.is_there() and self._shares_this_machine()
         if leaves is not self._is_leaving:
             self._is_leaving = leaves
             self._leave_room(leaves)
+        gpu = lock_of_gpu(device) if device else None
+        if gpu:
+            self._wait_for(gpu)
 
     def _wait_for(self, gpu: Path) -> None:
         came = self._clock()
@@ -88,8 +80,11 @@ class Yielding:
 
     def _shares_this_machine(self) -> bool:
         if self._clock() >= self._neighbours_at:
-            rosters = map(self._presence.roster, self._queues)
             here = socket.gethostname()
-            self._has_neighbours = any(beat.host == here for roster in rosters for beat in roster.alive)
+            try:
+                rosters = map(self._presence.roster, self._queues)
+                self._has_neighbours = any(beat.host == here for roster in rosters for beat in roster.alive)
+            except StoreUnavailable:
+                return False
             self._neighbours_at = self._clock() + NEIGHBOURS_EVERY_S
         return self._has_neighbours

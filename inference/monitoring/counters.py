@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import dataclasses
 import threading
+import time
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
@@ -34,8 +35,10 @@ log = get_logger(__name__)
 FLUSH_EVERY_S = 1.0
 #: most accesses of a model that wait for the next flush; a process drops further ones
 MOST_ASKED = 50_000
-#: how long batch workers believe that requests come; longer than the time between two flushes
+#: how long work in the background believes that requests come; longer than the time between two flushes
 REQUESTS_SEEN_MS = 2_000
+#: seconds between its looks
+LOOK_EVERY_S = 0.1
 #: longer than the longest window that is read, a week
 KEEP_S = 8 * 24 * 3600
 
@@ -234,7 +237,7 @@ class HitRecorder:
                     last = f"{field.removesuffix('requests')}last_ms"
                     pipeline.hset(self._keys.hit_totals(model), last, int(self._clock() * 1000))
             pipeline.expire(self._keys.hits(model, minute), KEEP_S)
-        # batch workers leave room for requests
+        # see `RequestsNote`
         pipeline.set(self._keys.requests, 1, px=REQUESTS_SEEN_MS)
         try:
             await pipeline.execute()
@@ -432,3 +435,28 @@ def counted(fields: Mapping[str, int], kind: str) -> dict[tuple[str, str], int]:
         if start == kind and separator:
             found[name, outcome] = count
     return found
+
+
+class RequestsNote:
+    """Tells work in the background whether API processes, on any machine, answer requests now.
+
+    Looks at most once in `LOOK_EVERY_S`, so it may be asked before each step. If Redis does not answer, no requests
+    come: nothing waits for them. Several threads may share it.
+    """
+
+    def __init__(self, client: Client, keys: Keys, clock: Callable[[], float] = time.monotonic) -> None:
+        self._client = client
+        self._note = keys.requests
+        self._clock = clock
+        self._look_at = clock()
+        self._is_there = False
+
+    def is_there(self) -> bool:
+        """Tell whether a request was answered in the last two seconds."""
+        if self._clock() >= self._look_at:
+            self._look_at = self._clock() + LOOK_EVERY_S
+            try:
+                self._is_there = bool(self._client.exchange([("EXISTS", self._note)])[0])
+            except StoreUnavailable:
+                self._is_there = False
+        return self._is_there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -15,10 +16,12 @@ from inference.redis.pipes import Command, reply_error
 
 _RECEIVE_BYTES = 1 << 18
 
-#: a bulk writer holds up everybody else's commands for about so long, wherever they meet in Redis
-PIECE_S = 0.0005
-#: bytes of a piece: smaller ones cost more in calls of the system than Redis spends on them
-_SMALLEST_PIECE, _FIRST_PIECE, _LARGEST_PIECE = 16 << 10, 32 << 10, 1 << 20
+#: a bulk writer holds up everybody else's commands for about so long, wherever they meet in Redis. The second is for
+#: while requests come: a computed answer takes four trips to Redis, each of which may meet the pieces of every writer
+PIECE_S, SHORT_PIECE_S = 0.0005, 0.0001
+#: bytes of a piece: smaller ones cost more in calls of the system than Redis spends on them, which requests are worth
+_SMALLEST_SHORT, _SMALLEST, _FIRST_PIECE, _LARGEST = 4 << 10, 16 << 10, 32 << 10, 1 << 20
+_MOST_SHORT_PIECES = 32
 
 
 @dataclass(frozen=True)
@@ -39,38 +42,53 @@ class Pace:
 
     `piece_bytes`: the size of the next piece; it follows the time that Redis takes for one (`PIECE_S`).
     `share`: the share of time that the writer may keep Redis busy: 1 never rests, 0.5 rests as long as it writes.
+    `fastest_s`: the shortest time from sending a piece to its answer so far.
+    `requests_come`: tells whether requests are answered now; is asked for each piece.
     """
 
     share: float = 1.0
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     piece_bytes: int = _FIRST_PIECE
+    fastest_s: float = math.inf
+    requests_come: Callable[[], bool] = lambda: False
 
     @property
     def rests(self) -> bool:
         """Whether the writer ever rests."""
         return self.share < 1
 
+    @property
+    def most_on_the_way(self) -> int:
+        """How many pieces may be sent and unanswered at a time."""
+        if self.rests:
+            return 1
+        if not self.requests_come():
+            return 2  # Redis works on one while the other waits in its socket
+        # none waits there: those of a distant Redis are on the way for longer than it works on them
+        return round(min(max(self.fastest_s / SHORT_PIECE_S, 1), _MOST_SHORT_PIECES))
+
     def rest(self, worked_s: float) -> None:
         """Rest for the time that the share requires after `worked_s` seconds of work."""
         self.sleep(worked_s * (1 / self.share - 1))
 
-    def answered(self, took_s: float) -> None:
-        """Choose the size of the next piece by the seconds that Redis took for the last one."""
+    def answered(self, took_s: float, on_the_way: int = 1) -> None:
+        """Choose the size of the next piece by the seconds to an answer, for so many pieces that were on the way."""
+        self.fastest_s = min(self.fastest_s, took_s)
+        limit_s, smallest = (SHORT_PIECE_S, _SMALLEST_SHORT) if self.requests_come() else (PIECE_S, _SMALLEST)
         # small steps: a single time also holds what others asked of Redis and of the processor
-        if took_s > PIECE_S:
-            self.piece_bytes = max(self.piece_bytes * 3 // 4, _SMALLEST_PIECE)
+        if took_s / on_the_way > limit_s:
+            self.piece_bytes = max(self.piece_bytes * 3 // 4, smallest)
         else:
-            self.piece_bytes = min(self.piece_bytes * 5 // 4, _LARGEST_PIECE)
+            self.piece_bytes = min(self.piece_bytes * 5 // 4, _LARGEST)
 
 
 def send_in_bulk(pool: Any, pieces: Iterable[BulkCommands], pace: Pace) -> bytes:
     """Send pieces over one of the pool's connections and return the replies, each a `:number` and CR LF.
 
     For tens of thousands of commands: redis-py takes 2.6 µs to read one reply, and for a window of rows that adds up
-    to the time of the model. Without rests, Redis works on one piece while the next one waits in its socket, and no
-    third: Redis reads all that a socket holds before it turns to another client. With rests, the writer waits for
-    each piece.
+    to the time of the model. At most `pace.most_on_the_way` pieces are unanswered at a time, since Redis reads all that
+    a socket holds before it turns to another client.
 
     Raises:
         redis.RedisError: Redis did not answer, or answered a command with an error.
@@ -78,21 +96,19 @@ def send_in_bulk(pool: Any, pieces: Iterable[BulkCommands], pace: Pace) -> bytes
     connection = pool.get_connection()
     try:
         connection.check_health()  # not between two pieces: the answer to one would be taken for that to its PING
-        replies, received, due, before_at = bytearray(), 0, 0, 0.0
+        replies, received, due = bytearray(), 0, 0
+        sent = deque[tuple[int, float, int]]()
         for piece in pieces:
-            sent_at = pace.clock()
+            sent.append((piece.replies, pace.clock(), len(sent) + 1))
             connection.send_packed_command([piece.data], check_health=False)
-            if pace.rests:
-                due += piece.replies
+            while len(sent) >= pace.most_on_the_way:
+                lines, sent_at, on_the_way = sent.popleft()
+                due += lines
                 received += _receive(connection, due - received, replies)
-                pace.answered(pace.clock() - sent_at)
-                pace.rest(pace.clock() - sent_at)
-                continue
-            if due:
-                received += _receive(connection, due - received, replies)
-                # Redis answered the piece before that one first
-                pace.answered((pace.clock() - before_at) / 2)
-            due, before_at = due + piece.replies, sent_at
+                pace.answered(pace.clock() - sent_at, on_the_way)
+                if pace.rests:
+                    pace.rest(pace.clock() - sent_at)
+        due += sum(lines for lines, _, _ in sent)
         _receive(connection, due - received, replies)
     except BaseException:
         # late replies would answer the next user of this connection

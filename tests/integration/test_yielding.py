@@ -19,14 +19,13 @@ from inference import processors as processors_module
 from inference.batch.yielding import (
     GPU_LOOK_EVERY_S,
     LONGEST_WAIT_S,
-    LOOK_EVERY_S,
     MOST_WAITED,
     NEIGHBOURS_EVERY_S,
     Yielding,
 )
 from inference.gpus import lock_of_gpu
 from inference.models.load_limits import LoadLimits, run_model_process
-from inference.monitoring.counters import HitRecorder
+from inference.monitoring.counters import LOOK_EVERY_S, HitRecorder
 from inference.monitoring.presence import API_PROCESSES, Presence, WorkerBeat
 from inference.outcomes import Outcome
 from inference.processors import OthersTime, Processors, usable_processors
@@ -106,7 +105,7 @@ async def test_the_room_is_taken_back_when_no_requests_come_or_redis_is_gone(
     assert worker.go_on() == [True, False]
     await answer_a_request(redis_server)
     assert worker.go_on() == [True, False, True]
-    worker._yielding._client = Client(port=1, retry=None)
+    worker._yielding._requests._client = Client(port=1, retry=None)
     assert worker.go_on() == [True, False, True, False]
 
 

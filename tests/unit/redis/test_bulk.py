@@ -110,6 +110,42 @@ def test_pieces_follow_the_time_that_redis_takes_for_one(takes_s: float, grows: 
     assert (pace.piece_bytes > before, pace.piece_bytes < before) == (grows, not grows)
 
 
+def test_pieces_are_shorter_while_requests_come() -> None:
+    come: list[bool] = []
+    pace, sizes = Pace(requests_come=lambda: bool(come)), []
+    for come[:] in ([True], [], [True]):
+        for _ in range(100):
+            # a megabyte takes Redis 25 ms
+            pace.answered(pace.piece_bytes * 25e-9)
+        sizes.append(pace.piece_bytes)
+    assert sizes[0] * 3 < sizes[1]
+    assert sizes[2] * 3 < sizes[1]
+
+
+@pytest.mark.parametrize(("way_s", "most"), [(0.0001, 1), (0.001, 10), (0.5, 32)])
+def test_while_requests_come_so_many_pieces_are_on_the_way_that_none_waits_in_redis(way_s: float, most: int) -> None:
+    pace = Pace(requests_come=lambda: True)
+    for took_s in (way_s * 3, way_s, way_s * 2):
+        pace.answered(took_s, on_the_way=2)
+    assert pace.most_on_the_way == most
+
+
+def test_while_requests_come_a_piece_for_a_near_redis_is_answered_before_the_next_is_sent() -> None:
+    time, come, received = Time(), [True], []
+    pace = Pace(1.0, time.clock, time.sleep, fastest_s=0.0, requests_come=lambda: bool(come))
+
+    def pieces(server: Server) -> Iterator[BulkCommands]:
+        for number in range(6):
+            received.append(len(server.received))
+            come[:] = [True] if number < 3 else []
+            yield BulkCommands(b"one", 1)
+
+    with Server(*[b":1\r\n"] * 6) as server:
+        assert sum_of(send_in_bulk(server.pool(), pieces(server), pace)) == 6
+    assert received[:4] == [0, 1, 2, 3]
+    assert time.rests == []
+
+
 @pytest.mark.parametrize("took_s", [0.0, 1.0])
 def test_the_size_of_pieces_has_bounds(took_s: float) -> None:
     pace = Pace()
