@@ -181,7 +181,8 @@ class Rollout:
                 if version in pointer.held_versions or (only_one and (newest is not None or too_old)):
                     continue
             if not self._is_loaded(version) or self._host.is_replaced(self._model, version):
-                if not again and not self._stands_still(version, folder):
+                # a download is complete before it gets its name
+                if not again and self._mirror is None and not self._stands_still(version, folder):
                     settled = False
                     continue
                 if not self._load(version, folder, pointer, may_wait=version not in labelled):
