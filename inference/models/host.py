@@ -171,12 +171,12 @@ class ModelHost:
         with self._lock:
             key = (model, version)
             self._failed.pop(key, None)
-            before = self._loaded.get(key)
+            before, origin = self._loaded.get(key), self._origins.get(key)
             loaded = self._load(model, version) if self.is_replaced(model, version) else self._load_once(model, version)
             if must_answer and not loaded.record.is_proved:
                 del self._loaded[key]
                 if before is not None and before is not loaded:
-                    self._loaded[key] = before
+                    self._loaded[key], self._origins[key] = before, origin
                 raise VersionWaits(model, loaded.record)
         return loaded
 
@@ -234,7 +234,9 @@ class ModelHost:
     def is_replaced(self, model: str, version: int) -> bool:
         """Tell whether a version in memory has another registration than the one that was downloaded since."""
         mirror, key = self.mirror(model), (model, version)
-        return mirror is not None and key in self._loaded and mirror.here.origin(version) != self._origins.get(key)
+        if mirror is None or key not in self._loaded:
+            return False
+        return mirror.here.origin(version) not in (None, self._origins.get(key))
 
     def is_proved(self, model: str, version: int) -> bool:
         """Tell whether a version in memory has answered rows."""
