@@ -106,8 +106,8 @@ def source_of_version(version: TableVersion, *, as_text: Collection[str] = (), k
         if not isinstance(error.__cause__, FileNotFoundError):
             raise
         raise SourceError(
-            f"{version.table}: a data file of this version is gone ({error.field or version.table.place}); VACUUM and "
-            "expired snapshots remove those of old versions: name a newer version, or none for the newest",
+            f"{version.table}: a data file of this version is gone; VACUUM and expired snapshots remove those of old "
+            "versions: name a newer version, or none for the newest",
             field="source",
         ) from error
     found = [(file, footer) for file, footer in zip(version.files, read, strict=True) if footer.file.rows]
