@@ -22,14 +22,16 @@ class Options:
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="DIR", help="A model: its folder, the folder of its versions 1/, 2/, …, or a single file."
+            metavar="DIR",
+            help="A model: its folder, the folder of its versions 1/, 2/, …, a single file, or models:/NAME@ALIAS.",
         ),
     ] = None
     features: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
-            help="A table with one row per entity: a Parquet file or folder, a CSV file, or delta:FOLDER.",
+            help="A table with one row per entity: a Parquet file or folder, a CSV file, delta:FOLDER, "
+            "iceberg:CATALOG.NAMESPACE.TABLE or sql:FILE.",
         ),
     ] = None
     entity_column: Annotated[str | None, typer.Option(metavar="NAME", help="The column of entity ids.")] = None

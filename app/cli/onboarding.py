@@ -18,7 +18,7 @@ from app.cli.api_client import base_url
 from app.cli.init import Asker, Options
 from inference.errors import Conflict, ModelError, SettingsError
 from inference.features import check_key_columns
-from inference.features.contract import CONTRACT_FILE, find_contract
+from inference.features.contract import CONTRACT_FILE, find_contract, is_stacked
 from inference.models import Inspect, VersionRecord, find_versions, inspect_in_subprocess
 from inference.models.formats import SAVED_MODEL, find_model_file, format_named
 from inference.models.loading import signatures_in_subprocess
@@ -201,6 +201,8 @@ class Onboarding:
                 match = listed(self._options.columns)
             elif find_contract(path, _version_folder(path, record)):
                 match = matching.match_written(record.contract, record.signature, table)
+            elif record.contract.features and is_stacked(record.contract, record.signature):
+                match = matching.match_logged(record.contract, record.signature, table)
             else:
                 text_by_table = format_named(record.format).missing_text
                 match = matching.match_columns(record.signature, table, text_by_table=text_by_table)

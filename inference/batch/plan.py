@@ -31,7 +31,7 @@ from inference.logs import get_logger
 from inference.models import Inspect, ModelRegistry, VersionRecord, record_of_version, record_to_serve
 from inference.redis.keys import TableKind
 from inference.settings import ModelSettings, Settings
-from inference.sources import Slice, Source, SourceFile, pin_source
+from inference.sources import Slice, Source, SourceFile, is_plain, pin_source
 from inference.store import GenerationState
 from inference.stored_data import json_text_of
 
@@ -80,9 +80,9 @@ class Planner:
         _, model = self.settings.model(run.model)
         vectoriser = Vectoriser(version.contract, version.signature)
         texts = [model.entity_column, *vectoriser.text_columns]
-        check_source(self.settings, run.model, run.source)
+        check_source(self.settings, run.model, run.read_from)
         folder = snapshots_folder(self.settings, run.model, run.run_id)
-        source = pin_source(run.source, folder, as_text=texts, keep_metadata=run.since is not None)
+        source = pin_source(run.read_from, folder, as_text=texts, keep_metadata=run.since is not None)
         check_key_columns(source, model.entity_column, model.event_time_column)
         vectoriser.check_schema(source.schema, run.source)
         return source, _fingerprint(source, model, version)
@@ -131,13 +131,16 @@ class Planner:
                 vectors |= told
         if unread:
             pieces = unread.leave_out(source, pieces)
+        is_copy = source.path != run.source and is_plain(source.path)
         facts: dict[str, str | int] = {
             "chunks_total": self.ledger.plans.write(run.run_id, gather(pieces, **limits), files=source.files),
             "rows_total": rows,
             "model_version": fingerprint.model_version,
             "fingerprint": json_text_of(Fingerprint, fingerprint),
             "parquet_folder": self._parquet_folder(run, model),
-            "source": source.path,
+            # a table with its version; of another source, what was requested
+            "source": source.version.rpartition(" ")[0] or run.source,
+            "snapshot": source.path if is_copy else "",
             "table_version": source.version,
         }
         if gates:

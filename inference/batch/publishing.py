@@ -402,8 +402,8 @@ class Publisher:
         return {one.name: one.flips.share for one in diff.outputs if one.flips is not None} or NO_DECISIONS
 
     def _recount(self, run: RunRecord, column: str) -> IdCount:
-        check_source(self.settings, run.model, run.source)
-        files = open_source(run.source, as_text=[column]).files
+        check_source(self.settings, run.model, run.read_from)
+        files = open_source(run.read_from, as_text=[column]).files
         return count_distinct_ids(files, column, examples=MAX_EXAMPLES, give_way=self.give_way)
 
     def _close(self, run: RunRecord) -> None:

@@ -281,6 +281,8 @@ class RunRecord(RunStatus):
     #: the generation whose rows are carried over, and how many delta runs there were since the last full one
     base_generation: Count | None = None
     deltas: Count = 0
+    #: where the rows of `source` were written as Parquet for this run; None: the run reads `source` itself
+    snapshot: TextOrNone = None
     #: `Source.version`, and how many rows a delta run carried over without reading them; None: it read all
     table_version: str = ""
     rows_unread: Count | None = None
@@ -327,6 +329,11 @@ class RunRecord(RunStatus):
     def keeps_rows(self, now: float, resumable_s: float) -> bool:
         """Whether the rows that it scored are still kept, so that a failed or cancelled run can go on."""
         return self.finished_at is not None and not self.spent and now - self.finished_at < resumable_s
+
+    @property
+    def read_from(self) -> str:
+        """The path of the rows that the run reads."""
+        return self.snapshot or self.source
 
     @property
     def waits(self) -> bool:

@@ -153,7 +153,7 @@ class ChunkWorker:
         )
 
     def _read(self, run: RunRecord, planned: Fingerprint, chunk: Chunk, model: LoadedModel) -> Iterator[pa.RecordBatch]:
-        check_files(self.settings, run.model, run.source, chunk.files.values())
+        check_files(self.settings, run.model, run.read_from, chunk.files.values())
         keys = [planned.entity_column, *([planned.event_time_column] if planned.event_time_column else [])]
         columns = list(dict.fromkeys([*keys, *model.vectoriser.columns]))
         rows = _rows_at_once(model.vectoriser.contract)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from inference.schema import DType, Signature, TensorSpec
 from inference.small_files import read_small_text
 
 CONTRACT_FILE = "features.json"
+#: in a version's folder, the columns that the registry of the model names, in the form of `CONTRACT_FILE`
+LOGGED_FILE = "mlflow-features.json"
 
 
 @dataclass(frozen=True)
@@ -170,18 +172,66 @@ def _groups(data: Any, features: tuple[Feature, ...]) -> tuple[FeatureGroup, ...
 def read_contract(folder: Path, version_folder: Path, signature: Signature) -> FeatureContract:
     """Return the model's feature contract, checked against its signature.
 
-    Reads `features.json` in the version's folder, else in the model's folder. Without one, every named input is a
-    feature. If an input then has a dimension of unknown size, the contract is empty: the model takes tensors only.
+    Reads `features.json` in the version's folder, else in the model's folder. Without one, the columns that its
+    registry names fill the model's single tensor, else every named input is a feature. If an input then has a dimension
+    of unknown size, the contract is empty: the model takes tensors only.
 
     Raises:
-        ContractError: the file is malformed, or contradicts the signature; names the feature or input.
+        ContractError: the file is malformed, or contradicts the signature or the registry; names the feature or input.
     """
     contract = written_contract(folder, version_folder)
     if contract is None:
+        stacked = _logged_for(version_folder, signature)
         has_free = any(-1 in spec.shape for spec in signature.inputs)
-        return FeatureContract(()) if has_free else contract_from_signature(signature)
+        return stacked or (FeatureContract(()) if has_free else contract_from_signature(signature))
     check_contract(contract, signature)
     return contract
+
+
+def logged_contract(version_folder: Path) -> FeatureContract | None:
+    """Return the columns that the registry of a version names; None if there are none, or they cannot be read."""
+    file = version_folder / LOGGED_FILE
+    try:
+        return _read_file(file) if file.is_file() else None
+    except ContractError:
+        return None
+
+
+def _logged_for(version_folder: Path, signature: Signature) -> FeatureContract | None:
+    """Return the features that fill a model's single tensor, by the registry; None if its columns do not fit there."""
+    logged = logged_contract(version_folder)
+    if logged is None or not is_stacked(logged, signature):
+        return None
+    contract = replace(logged, features=tuple(_in_tensor(one, signature.inputs[0].dtype) for one in logged.features))
+    try:
+        check_contract(contract, signature)
+    except ContractError:
+        return None
+    return contract
+
+
+def _in_tensor(feature: Feature, dtype: DType) -> Feature:
+    """Return a feature with the type of the tensor. No text becomes a number, and only floats have a missing value."""
+    is_text = feature.dtype is DType.STRING
+    return replace(feature, dtype=DType.STRING if is_text else dtype, nullable=feature.nullable and dtype.is_float)
+
+
+def check_order(contract: FeatureContract, version_folder: Path, signature: Signature) -> None:
+    """Refuse a contract that fills a single tensor in another order of columns than the registry names.
+
+    Raises:
+        ContractError: names the first column that differs.
+    """
+    logged = _logged_for(version_folder, signature)
+    if logged is None or not is_stacked(contract, signature) or sorted(logged.names) != sorted(contract.names):
+        return
+    for ours, theirs in zip(contract.names, logged.names, strict=True):
+        if ours != theirs:
+            raise ContractError(
+                f"{CONTRACT_FILE} has {quoted(ours)} where the signature in MLflow has {quoted(theirs)}, and the order "
+                "decides what the model gets: use the order of the signature, or log the model with the right one",
+                field=ours,
+            )
 
 
 def written_contract(folder: Path, version_folder: Path) -> FeatureContract | None:

@@ -21,7 +21,7 @@ from inference.models.load_limits import LoadLimits, bounded_time
 from inference.models.loaded import LoadedModel
 from inference.models.loading import WARM_UP_ROWS, TryApart, inspect_version_in_subprocess, table_of, try_version
 from inference.models.mirror import Downloads, Mirror
-from inference.models.mlflow_client import MlflowRegistry
+from inference.models.mlflow_client import MlflowRegistry, RegisteredVersion
 from inference.models.registry import ModelRegistry, VersionRecord
 from inference.models.runtimes import LoadOptions
 from inference.models.versions import find_versions, wanted_versions
@@ -88,6 +88,8 @@ class ModelHost:
             for model, of_model in settings.models.items()
             if of_model.registered is not None
         }
+        #: the registrations of the versions in memory
+        self._origins: dict[tuple[str, int], RegisteredVersion | None] = {}
         #: the time of the last request for each version, by `monotonic`
         self._used_at: dict[tuple[str, int], float] = {}
         #: the versions that are being loaded or tried, and the start of that, by `monotonic`
@@ -159,16 +161,22 @@ class ModelHost:
     def load(self, model: str, version: int, *, must_answer: bool = False) -> LoadedModel:
         """Load a version beside those in memory, even if it failed a moment ago, and record it.
 
+        Replaces one in memory only if `is_replaced`; that one answers until then, and goes on if the new one is bad.
+
         Raises:
             VersionWaits: it `must_answer` rows, and answered none. It is recorded, and not kept in memory.
             UnknownModel, ModelUnavailable, StoreUnavailable: see `get`.
         """
         self._settings.model(model)  # raises UnknownModel
         with self._lock:
-            self._failed.pop((model, version), None)
-            loaded = self._load_once(model, version)
+            key = (model, version)
+            self._failed.pop(key, None)
+            before, origin = self._loaded.get(key), self._origins.get(key)
+            loaded = self._load(model, version) if self.is_replaced(model, version) else self._load_once(model, version)
             if must_answer and not loaded.record.is_proved:
-                del self._loaded[model, version]
+                del self._loaded[key]
+                if before is not None and before is not loaded:
+                    self._loaded[key], self._origins[key] = before, origin
                 raise VersionWaits(model, loaded.record)
         return loaded
 
@@ -222,6 +230,13 @@ class ModelHost:
     def mirror(self, model: str) -> Mirror | None:
         """Return this machine's versions of a registered model; None for a model in a folder of the user's."""
         return self._mirrors.get(model)
+
+    def is_replaced(self, model: str, version: int) -> bool:
+        """Tell whether a version in memory has another registration than the one that was downloaded since."""
+        mirror, key = self.mirror(model), (model, version)
+        if mirror is None or key not in self._loaded:
+            return False
+        return mirror.here.origin(version) not in (None, self._origins.get(key))
 
     def is_proved(self, model: str, version: int) -> bool:
         """Tell whether a version in memory has answered rows."""
@@ -328,8 +343,11 @@ class ModelHost:
             raise ModelUnavailable(failed[1])
         known = self._registry.versions(model).get(version)
         began = self._monotonic()
+        mirror = self.mirror(model)
+        origin = mirror.here.origin(version) if mirror else None
         result = self._try_folder(model, version, known)
         if isinstance(result, LoadedModel):
+            self._origins[key] = mirror.here.origin(version) if mirror and origin is None else origin
             self._share_proof(model, result)
             self._registry.put(model, result.record)
             self._failed.pop(key, None)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from inference.clock import Clock, system_clock
 from inference.errors import ContractError, ForecacheError, ModelError, ModelUnavailable, Unavailable
 from inference.failures import Failures
 from inference.features import FeatureContract, FeatureFunctions, Vectoriser, read_contract, written_contract
+from inference.features.contract import check_order, logged_contract
 from inference.features.functions import check_code_allowed
 from inference.logs import get_logger
 from inference.models.class_labels import read_class_labels
@@ -78,7 +81,7 @@ def load_version(
     started = time.monotonic()
     check_confined(path, folder)
     given = contract or written_contract(path, folder)
-    runtime = load_runtime(folder, options=options, contract=given)
+    runtime = _load_runtime(folder, options, given)
     signatures, own, without_rows = {}, "", None
     if isinstance(runtime, SignedRuntime):
         signatures, own, without_rows = runtime.signatures, runtime.signature_name, runtime.without_rows
@@ -86,6 +89,8 @@ def load_version(
         raise ModelError(without_rows)
     _check_size(runtime.signature, *signatures.values())
     contract = contract or read_contract(path, folder, runtime.signature)
+    if given is not None:
+        check_order(contract, folder, runtime.signature)
     format_ = require_model_file(folder).format
     _check_missing_text(contract, format_)
     vectoriser = None
@@ -120,6 +125,17 @@ def load_version(
     if record.notice:
         log.warning("model.noticed", model=model, version=version, notice=record.notice)
     return LoadedModel(model, record, vectoriser, runtime)
+
+
+def _load_runtime(folder: Path, options: LoadOptions | None, given: FeatureContract | None) -> Runtime:
+    """Load a version. Without a contract, a model that knows no types of its columns takes them from its registry."""
+    logged = logged_contract(folder) if given is None and require_model_file(folder).format.missing_text else None
+    if logged is not None:
+        # of numbers only their width differs, and MLflow's says nothing of missing ones
+        typed = (one if one.dtype is DType.STRING else replace(one, dtype=DType.FLOAT64) for one in logged.features)
+        with suppress(ContractError):
+            return load_runtime(folder, options=options, contract=replace(logged, features=tuple(typed)))
+    return load_runtime(folder, options=options, contract=given)
 
 
 def _check_size(*signatures: Signature | GraphSignature) -> None:

@@ -95,9 +95,13 @@ class Downloads:
             for one in [*spare, *left]:
                 shutil.rmtree(one, ignore_errors=True)
 
+    def origin(self, version: int) -> RegisteredVersion | None:
+        """Return the registration of a version that is here; None if it is not, or not complete."""
+        return read_origin(self._folder / str(version))
+
     def holds(self, wanted: RegisteredVersion) -> bool:
         """Whether a version is here, complete, and that of this registration."""
-        origin = read_origin(self._folder / str(wanted.version))
+        origin = self.origin(wanted.version)
         if origin is None or origin.name != wanted.name:
             return False
         return wanted.created_at is None or wanted.created_at == origin.created_at

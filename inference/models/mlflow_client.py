@@ -28,8 +28,6 @@ from inference.storage import reason_of
 
 #: names the registered version in its folder
 ORIGIN_FILE = ".mlflow.json"
-#: the exit status of a download that may succeed later
-_LATER = 3
 #: for an answer, and the first time for the import of MLflow too
 _PATIENCE_S = 20.0
 _SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AWS_SIGV4_SECRET", "DATABRICKS_TOKEN")
@@ -125,10 +123,29 @@ class MlflowRegistry:
         """
         if not is_installed():
             raise _not_installed()
+        _remember_secrets(self.uri)
+        what = str(RegisteredModel(wanted.name, version=wanted.version))
+        raw = folder.with_name(f"{folder.name}.raw")
+        with _explained(what, self.uri):
+            told = self._download_apart(wanted, raw, timeout_s)
+        if told["status"] != "READY":
+            said = told["said"] or "its registration has not ended"
+            raise ModelUnavailable(f"{what} is not ready in the registry ({told['status']}): {said}")
+        make_version(raw, folder, what)
+        origin = RegisteredVersion(wanted.name, wanted.version, int(told["created_at"]))
+        (folder / ORIGIN_FILE).write_text(json.dumps(asdict(origin)))
+
+    def _download_apart(self, wanted: RegisteredVersion, folder: Path, timeout_s: float) -> dict[str, Any]:
+        """Return the last line of `workers.download`.
+
+        Raises:
+            _RaisedApart, ModuleNotFoundError: MLflow raised it in that process.
+            ModelUnavailable: the process did not end in time.
+        """
         # -P: Python must not import a user's workers.py of the working directory
         command = [sys.executable, "-P", "-m", "workers.download", wanted.name, str(wanted.version), str(folder)]
-        own = {"MLFLOW_TRACKING_URI": self.uri, "CUDA_VISIBLE_DEVICES": "-1"}
-        environment = {**os.environ, **_DOWNLOADING, **_GIVEN, **own}
+        servers = {"MLFLOW_TRACKING_URI": self.uri, "MLFLOW_REGISTRY_URI": _registry(self.uri)}
+        environment = {**os.environ, **_ALWAYS, **_DOWNLOADING, **_GIVEN, **servers, "CUDA_VISIBLE_DEVICES": "-1"}
         try:
             done = subprocess.run(  # noqa: S603 - our own module; the arguments are the operator's
                 command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, timeout=timeout_s, check=False
@@ -140,35 +157,25 @@ class MlflowRegistry:
             ) from None
         if done.returncode:
             said = done.stderr[-_LAST_BYTES:].decode(errors="replace").strip().splitlines()
-            reason = said[-1] if said else f"the download ended with {done.returncode}"
-            raise (ModelUnavailable if done.returncode == _LATER else ModelError)(reason)
+            raise ModelError(said[-1] if said else f"the download ended with {done.returncode}")
+        told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        if "missing" in told:
+            raise ModuleNotFoundError(told["missing"], name=told["missing"])
+        if "raised" in told:
+            raise _RaisedApart(told["raised"], told["code"], told["http_status"])
+        return told
 
 
-def download(name: str, version: int, folder: Path, uri: str) -> None:
-    """Download a version, and make a new version folder of it.
+class _RaisedApart(Exception):
+    """Raised when MLflow has raised in another process; has what `_translated` reads of its errors."""
 
-    Raises: see `MlflowRegistry.download`.
-    """
-    what = str(RegisteredModel(name, version=version))
-    raw = folder.with_name(f"{folder.name}.raw")
-    with _explained(what, uri):
-        client = _client(uri)
-        from mlflow.artifacts import download_artifacts
+    def __init__(self, text: str, error_code: str, http_status: int) -> None:
+        super().__init__(text)
+        self.error_code = error_code
+        self._http_status = http_status
 
-        found = client.get_model_version(name, str(version))
-        if found.status != "READY":
-            said = found.status_message or "its registration has not ended"
-            raise ModelUnavailable(f"{what} is not ready in the registry ({found.status}): {said}")
-        raw.mkdir(parents=True)
-        download_artifacts(what, dst_path=str(raw), tracking_uri=uri, registry_uri=_registry(uri))
-    make_version(raw, folder, what)
-    origin = RegisteredVersion(name, version, int(found.creation_timestamp))
-    (folder / ORIGIN_FILE).write_text(json.dumps(asdict(origin)))
-
-
-def exit_status(error: ForecacheError) -> int:
-    """Return the exit status by which `MlflowRegistry.download` learns the kind of an error."""
-    return _LATER if isinstance(error, ModelUnavailable) else 1
+    def get_http_status_code(self) -> int:
+        return self._http_status
 
 
 def read_origin(folder: Path) -> RegisteredVersion | None:
@@ -196,12 +203,16 @@ def _client(uri: str) -> Any:
         raise _not_installed()
     for name, value in {**_ALWAYS, **_ASKING}.items():
         os.environ.setdefault(name, value)
-    for name in _SECRETS:
-        remember_secret(os.environ.get(name, ""))
-    remember_secret(uri)
+    _remember_secrets(uri)
     from mlflow.tracking import MlflowClient
 
     return MlflowClient(tracking_uri=uri, registry_uri=_registry(uri))
+
+
+def _remember_secrets(uri: str) -> None:
+    for name in _SECRETS:
+        remember_secret(os.environ.get(name, ""))
+    remember_secret(uri)
 
 
 def _registry(uri: str) -> str:

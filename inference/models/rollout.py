@@ -3,9 +3,10 @@
 A rollout waits until the folder of a new version does not change between two looks (somebody may be copying it). It
 tries the version in a process of its own (it may crash) with rows of the model's table, loads it and warms it up beside
 the active version, and activates it once every worker that answers requests has it in memory. So no request has to wait
-for a load. The workers of a host try and load one after the other, so that all others answer. A version that has
-answered no row waits. Versions with labels stay in memory too. While a version is labelled stable, no other is
-activated; the canary never is. With `activate = "by-label"` only a version that is labelled stable is activated.
+for a load. A version that was registered anew under its number is tried and loaded alike, and replaces the one in
+memory. The workers of a host try and load one after the other, so that all others answer. A version that has answered
+no row waits. Versions with labels stay in memory too. While a version is labelled stable, no other is activated; the
+canary never is. With `activate = "by-label"` only a version that is labelled stable is activated.
 """
 
 from __future__ import annotations
@@ -179,8 +180,9 @@ class Rollout:
                 too_old = is_older and not self._is_loaded(version)
                 if version in pointer.held_versions or (only_one and (newest is not None or too_old)):
                     continue
-            if not self._is_loaded(version):
-                if not again and not self._stands_still(version, folder):
+            if not self._is_loaded(version) or self._host.is_replaced(self._model, version):
+                # a download is complete before it gets its name
+                if not again and self._mirror is None and not self._stands_still(version, folder):
                     settled = False
                     continue
                 if not self._load(version, folder, pointer, may_wait=version not in labelled):
@@ -222,11 +224,12 @@ class Rollout:
             and not self._is_over(refused, version, may_wait=may_wait)
         ):
             return False
-        must_answer = may_wait and self._is_served(version, pointer)
+        is_replaced = self._host.is_replaced(self._model, version)
+        must_answer = may_wait and (is_replaced or self._is_served(version, pointer))
         try:
             # the workers of a host wait for each other
             with host_locks.holding(self._settings.root, wait_s=self._settings.workers.load_timeout):
-                if pointer.active_version not in (None, version) and not is_remote:
+                if (is_replaced or pointer.active_version not in (None, version)) and not is_remote:
                     self._try_where_it_can_crash(version, folder)
                 self._host.load(self._model, version, must_answer=must_answer)
         except VersionWaits as error:

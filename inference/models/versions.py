@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,8 @@ Wanted = Literal["latest", "all"] | list[int]
 #: a version has no more files, and no deeper folders: each look at them would take seconds
 MOST_FILES = 20_000
 DEEPEST = 50
+#: at most so many folders are named in a message
+_MOST_SHOWN = 5
 _READ_BYTES = 1 << 20
 _NO_BYTES = bytes(_READ_BYTES)
 #: the largest number that JSON, the serving protocols and Redis can hold
@@ -54,15 +56,43 @@ def find_versions(path: Path) -> dict[int, Path]:
 def _near(path: Path) -> str:
     """Return the fix if a folder inside it holds a model, such as `v1`; else ""."""
     for one in sorted(path.iterdir()):
-        if one.is_dir() and (_numbered(one) or any(format_of(file) for file in one.iterdir() if file.is_file())):
+        if _holds_model(one):
             return f"; {one.name}/ holds one: name that folder, or if it is a version, call it by a number"
     return ""
 
 
+def _holds_model(folder: Path) -> bool:
+    """Tell whether a folder holds a model, or versions of one."""
+    try:
+        return folder.is_dir() and bool(
+            _numbered(folder) or any(format_of(one) for one in folder.iterdir() if one.is_file())
+        )
+    except PermissionError:
+        return False
+
+
 def unusable_folders(path: Path) -> list[str]:
-    """Return a line with the fix for each numbered folder inside `path` that is no version."""
-    faults = (_fault(number, folders) for number, folders in sorted(_numbered(path).items()))
-    return [fault for fault in faults if fault]
+    """Return lines with the fix: one for each numbered folder inside `path` that is no version, then one for all that
+    hold a model and whose name has a digit, such as `v2` or `1.0`.
+    """
+    numbered = _numbered(path)
+    faults = [_fault(number, folders) for number, folders in sorted(numbered.items())]
+    return [fault for fault in [*faults, _misnamed(path, numbered)] if fault]
+
+
+def _misnamed(path: Path, numbered: Mapping[int, list[Path]]) -> str | None:
+    # nobody means `backup` to be a version; a hidden one is not complete yet
+    named = [one for one in path.iterdir() if any(map(str.isdigit, one.name)) and not one.name.startswith(".")]
+    legal = [one for folders in numbered.values() for one in folders]
+    names = sorted(one.name for one in named if numbered and one not in legal and _holds_model(one))
+    if not names:
+        return None
+    free = max((number for number in numbered if number < MAX_VERSION), default=0) + 1
+    shown = ", ".join(names[:_MOST_SHOWN]) + (f" and {len(names) - _MOST_SHOWN} more" if names[_MOST_SHOWN:] else "")
+    return (
+        f"{shown}: a model, but no version: the folder of a version is called by a whole number from 1, so rename it "
+        f"(the next free number is {free}), or move it out of {path}"
+    )
 
 
 def _numbered(path: Path) -> dict[int, list[Path]]:

@@ -154,6 +154,28 @@ def match_written(contract: FeatureContract, signature: Signature, table: UserTa
     return Match(contract, reason=f"as {CONTRACT_FILE} lists them: {_listed(contract.names)}")
 
 
+def match_logged(contract: FeatureContract, signature: Signature, table: UserTable) -> Match:
+    """Match a table's columns to those that the model's registry names, which fill its single tensor.
+
+    Names match as in `match_columns`.
+
+    Raises:
+        BadInput: a column is missing (names the nearest), or its type does not fit.
+    """
+    columns = _columns_by_input(replace(signature, inputs=contract.fields), table)
+    missing = [name for name in contract.names if name not in columns]
+    if missing:
+        raise SourceError(
+            f"{table.name} lacks columns of the model's signature in MLflow: {_with_nearest(missing, table)}: rename "
+            "the table's columns, or name those of the tensor in its order with --columns",
+            field=missing[0],
+        )
+    features = [_in_table(one, table.schema.field(columns[one.name]), text_by_table=False) for one in contract.features]
+    contract = replace(contract, features=tuple(features))
+    Vectoriser(contract, signature).check_schema(table.schema, table.name)
+    return Match(contract, reason=f"as the model's signature in MLflow lists them: {_listed(contract.names)}")
+
+
 def _fill_tensor(signature: Signature, table: UserTable) -> Match:
     only = signature.inputs[0]
     width = math.prod(only.shape)
@@ -229,14 +251,17 @@ def _mismatch(only: TensorSpec, width: int, names: list[str], table: UserTable) 
 
 
 def _no_columns(missing: list[str], table: UserTable, inputs: int) -> str:
-    listed = ", ".join(f"{name!r} {_nearest(name, table.schema)}" for name in missing[:_MOST_MISSING])
-    more = f" and {len(missing) - _MOST_MISSING} more" if len(missing) > _MOST_MISSING else ""
     which = "none" if len(missing) == inputs else f"{inputs - len(missing)}"
     return (
         f"{which} of the model's {_count(inputs, 'input')} {'is a column' if inputs == 1 else 'are columns'} of "
-        f"{table.name}; missing: {listed}{more}: rename the table's columns to the inputs' names, "
+        f"{table.name}; missing: {_with_nearest(missing, table)}: rename the table's columns to the inputs' names, "
         f'or give each feature its "column" in {CONTRACT_FILE}'
     )
+
+
+def _with_nearest(missing: list[str], table: UserTable) -> str:
+    listed = ", ".join(f"{name!r} {_nearest(name, table.schema)}" for name in missing[:_MOST_MISSING])
+    return listed + (f" and {len(missing) - _MOST_MISSING} more" if len(missing) > _MOST_MISSING else "")
 
 
 def _nearest(name: str, schema: pa.Schema) -> str:

@@ -8,7 +8,7 @@ from inference.sources.column_types import concat_rows, plain_column
 from inference.sources.files import TableName, check_path, fixed_part, list_files
 from inference.sources.footers import SourceFile, flat_columns, newest_instants
 from inference.sources.named_tables import folder_of
-from inference.sources.pinning import absolute_source, open_any, pin_source, state_of
+from inference.sources.pinning import absolute_source, is_plain, open_any, pin_source, state_of
 from inference.sources.reading import (
     IdCount,
     Slice,
@@ -50,6 +50,7 @@ __all__ = [
     "folder_of",
     "hash_ids",
     "hash_parts",
+    "is_plain",
     "list_files",
     "newest_instants",
     "open_any",

@@ -36,6 +36,41 @@ _EXTRAS = {
     "adbc_driver_sqlite": "adbc",
     "duckdb": "duckdb",
 }
+#: kind of table → what its library says, and the fix
+_FIXES: Mapping[str, Sequence[tuple[str, str]]] = {
+    "delta": (
+        (r"LogSegment end version (\d+)", r"the newest version is \1"),
+        (
+            "No files in log segment|Invalid table location",
+            "there is no log (_delta_log) of that version: name the folder of a Delta table, and a version that it "
+            "keeps; for a folder of plain Parquet files leave delta: out",
+        ),
+    ),
+    "sql": (
+        ("password|authentication", "correct the user or the password of its url"),
+        ("Could not set lock", "another process has the database open to write: close it there, or query a copy"),
+        ("not a (valid DuckDB )?database", "correct the path in its url"),
+        ("Failed to connect|translate host name", "correct host and port of its url, if this machine may reach it"),
+        ("(?i)no such|does not exist|syntax error|not found in FROM", "correct its query"),
+    ),
+    "iceberg": (
+        (
+            "URI missing",
+            "no such catalog is configured here: set that variable, or write the catalog into ~/.pyiceberg.yaml, "
+            "wherever a process of Forecache reads the table",
+        ),
+        ("Empty namespace", "write iceberg:CATALOG.NAMESPACE.TABLE"),
+        ("does not exist", "correct the name, or the catalog's uri (PYICEBERG_CATALOG__CATALOG__URI)"),
+        (
+            "Failed to establish|timed out|resolve|OperationalError|onnection (refused|reset)",
+            "the catalog does not answer: check its uri (PYICEBERG_CATALOG__CATALOG__URI, or ~/.pyiceberg.yaml)",
+        ),
+        (
+            "(?i)unauthori[sz]ed|forbidden|access denied|credential",
+            "check the catalog's credential or token (PYICEBERG_CATALOG__CATALOG__CREDENTIAL, or ~/.pyiceberg.yaml)",
+        ),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -112,7 +147,17 @@ def errors_of(table: TableName) -> Iterator[None]:
         message = f"{table} needs {library}: pip install 'forecache[{_EXTRAS[library]}]' on this machine"
         raise SourceError(message, field="source") from error
     except Exception as error:  # each of the libraries raises kinds of its own, and those of several stores
-        raise SourceError(f"{table} cannot be read: {without_secrets(reason_of(error))}", field="source") from error
+        reason = without_secrets(reason_of(error))
+        raise SourceError(f"{table} cannot be read: {reason}{_fix(table, reason)}", field="source") from error
+
+
+def _fix(table: TableName, reason: str) -> str:
+    """Return the fix for what a library said; "" if that says enough."""
+    for pattern, fix in _FIXES.get(table.kind, ()):
+        if said := re.search(pattern, reason):
+            catalog = table.place.partition(".")[0].upper()
+            return f"; {said.expand(fix).replace('__CATALOG__', f'__{catalog}__')}"
+    return ""
 
 
 def _open_delta(table: TableName) -> TableVersion:
@@ -149,7 +194,11 @@ def _open_iceberg(table: TableName) -> TableVersion:
     opened = load_iceberg(table.place)
     snapshot = opened.current_snapshot() if table.version is None else opened.snapshot_by_id(table.version)
     if snapshot is None:
-        missing = "has no snapshot yet" if table.version is None else "is gone: its snapshot was expired"
+        missing = (
+            "has no snapshot yet: write rows into it"
+            if table.version is None
+            else "is gone: its snapshot was expired, or never was; name another one, or none for the newest"
+        )
         raise SourceError(f"{table} {missing}", field="source")
     # the newest rows have today's names of columns, those of a snapshot its own
     scan = opened.scan(snapshot_id=table.version)

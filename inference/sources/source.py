@@ -100,7 +100,16 @@ def source_of_version(version: TableVersion, *, as_text: Collection[str] = (), k
     if not version.files:
         raise no_rows(str(version.table))
     places = [open_location(file.path) for file in version.files]
-    read = read_footers(places[0], [one.path for one in places], keep_metadata=keep_metadata, of_lake=True)
+    try:
+        read = read_footers(places[0], [one.path for one in places], keep_metadata=keep_metadata, of_lake=True)
+    except SourceError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        raise SourceError(
+            f"{version.table}: a data file of this version is gone; VACUUM and expired snapshots remove those of old "
+            "versions: name a newer version, or none for the newest",
+            field="source",
+        ) from error
     found = [(file, footer) for file, footer in zip(version.files, read, strict=True) if footer.file.rows]
     if not found:
         raise no_rows(str(version.table))

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 
 from inference.errors import SourceError
 from inference.field_errors import describe_error_in_file
-from inference.redaction import remember_secret
+from inference.redaction import remember_secret, without_secrets
 from inference.small_files import read_small_text
 
 #: memory of one query of DuckDB, which then writes temporary files; rows of its batches
@@ -57,7 +57,9 @@ def read_query(path: str) -> SqlQuery:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
-        told = f"{where}: {describe_error_in_file(first)}" if where else first["msg"].removeprefix("Value error, ")
+        known = f"no such key; known: {', '.join(SqlQuery.model_fields)}"
+        what = known if first["type"] == "extra_forbidden" else describe_error_in_file(first)
+        told = f"{where}: {what}" if where else first["msg"].removeprefix("Value error, ")
         raise SourceError(f"{path}: {told}", field="source") from error
 
 
@@ -76,10 +78,17 @@ def query_rows(path: str) -> Iterator[pa.RecordBatch]:
     remember_secret(url)
     scheme, _, place = url.partition("://")
     if scheme not in _READ_BY:
-        known = ", ".join(f"{one}://" for one in _READ_BY)
+        known = ", ".join(f"{one}://" for one in _READ_BY if one != "postgres")
         raise SourceError(f"{path}: the url of a database begins with one of {known}; not {scheme}://", field="source")
-    if scheme != "postgresql":
-        url = str(Path(path).parent / place.removeprefix("/"))
+    if _READ_BY[scheme] is not _of_postgresql:
+        file = Path(path).parent / place.removeprefix("/")
+        if not file.is_file():
+            raise SourceError(
+                f"{path}: there is no database {without_secrets(str(file))}: correct the url, whose relative path "
+                "begins at the folder of this file",
+                field="source",
+            )
+        url = str(file)
     yield from _READ_BY[scheme](url, _without_end(query.query))
 
 
@@ -118,6 +127,7 @@ def _of_duckdb(file: str, query: str) -> Iterator[pa.RecordBatch]:
 
 _READ_BY: Mapping[str, Callable[[str, str], Iterator[pa.RecordBatch]]] = {
     "postgresql": _of_postgresql,
+    "postgres": _of_postgresql,
     "sqlite": _of_sqlite,
     "duckdb": _of_duckdb,
 }

@@ -167,6 +167,22 @@ def test_the_pages_model_is_registered_and_set_up(server: MlflowServer, tmp_path
     assert "[models.delay]" in settings
 
 
+def test_the_signature_names_the_columns_of_the_tensor_in_their_order(server: MlflowServer, tmp_path: Path) -> None:
+    server.register("weighted", 100, columns=["distance", "load"])
+    columns = {"entity_id": ["a", "b"], "age": [1.0, 2.0], "load": [2.0, 9.0], "distance": [3.0, 9.0]}
+    pq.write_table(pa.table(columns), tmp_path / "table.parquet")
+    command = ["init", "--yes", "--model", "models:/weighted", "--features", "table.parquet"]
+    environment = {"MLFLOW_TRACKING_URI": server.url}
+    told = run_cli(tmp_path, *command, "--entity-column", "entity_id", environment=environment)
+    assert told.returncode == 0, told.stderr
+    assert "as the model's signature in MLflow lists them: distance, load" in told.stdout
+    assert "302.0" in told.stdout  # 100 times the first column of the signature, and the second one
+    assert not list(tmp_path.rglob("features.json"))  # each version has its own order
+    pq.write_table(pa.table(columns).drop(["load"]), tmp_path / "table.parquet")
+    told = run_cli(tmp_path, *command, "--force", environment=environment)
+    assert "table.parquet lacks columns of the model's signature in MLflow: 'load'" in told.stderr
+
+
 def _holding(stack: Stack, version: int) -> int:
     alive = stack.deployment.presence.roster("realtime").alive
     return len([one for one in alive if one.ready and version in one.versions.get("m", ())])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import structlog
 
 from inference.errors import ModelError, ModelUnavailable
+from inference.features.contract import LOGGED_FILE
 from inference.models import ModelHost, ModelRegistry, Rollout, VersionRecord, inspect_versions
 from inference.models.loading import record_to_serve
 from inference.models.mirror import Downloads
@@ -20,7 +23,7 @@ from inference.redis.clients import Client
 from inference.redis.keys import Keys, TableKind
 from inference.settings import Settings
 from inference.store import CANARY, STABLE
-from tests.support.plain_onnx import write_fixed, write_times
+from tests.support.plain_onnx import write_fixed, write_times, write_weighted_sum
 from tests.support.registered_models import RegistryInMemory
 
 pytestmark = pytest.mark.integration
@@ -251,6 +254,50 @@ def test_a_model_that_was_registered_anew_is_downloaded_anew(room: Room) -> None
     again.start()
     assert room.source.downloads == [2, 2]
     assert (room.folder / "2" / "model.onnx").read_bytes() == (room.source.folder / "2" / "model.onnx").read_bytes()
+
+
+def test_a_version_takes_the_columns_that_the_registry_names_and_another_order_is_refused(room: Room) -> None:
+    names = [{"name": name, "dtype": "float64"} for name in ("distance", "load")]
+    for version, order in ((4, names), (5, names[::-1])):
+        write_weighted_sum(room.source.folder / str(version), [1.0, 2.0])
+        (room.source.folder / str(version) / LOGGED_FILE).write_text(json.dumps({"features": order}))
+    room.move(4)
+    assert (room.active, room.host.get("m").record.contract.names) == (4, ["distance", "load"])
+    (room.folder / "features.json").write_text(json.dumps({"features": names}))
+    (warning,) = room.move(5)
+    assert "has 'distance' where the signature in MLflow has 'load'" in warning
+    assert room.active == 4
+
+
+def test_a_worker_takes_a_model_that_was_registered_anew_under_its_number(room: Room) -> None:
+    other = room.new_host()
+    other.start()
+    beside = Rollout(room.settings, other, room.registry, "m", answers=True, others=list, try_apart=room.try_apart)
+    shutil.rmtree(room.source.folder / "2")
+    write_times(room.source.folder / "2", 20)
+    room.source.created_at = 2
+    assert room.look() == []
+    assert (doubled(room.host), doubled(other), room.tried) == (40.0, 4.0, [2])
+    for _ in range(2):
+        beside.look()
+    assert (doubled(other), room.source.downloads, room.active) == (40.0, [2, 2], 2)
+    assert room.registry.get("m", 2).fingerprint == other.get("m").record.fingerprint
+    loaded = room.host.get("m")
+    assert room.look(3) == []
+    assert room.host.get("m") is loaded
+
+
+def test_a_bad_model_that_was_registered_anew_is_refused_and_the_old_one_goes_on(room: Room) -> None:
+    shutil.rmtree(room.source.folder / "2")
+    write_fixed(room.source.folder / "2")
+    room.source.created_at = 2
+    assert len(room.look(4)) == 1
+    assert (room.active, doubled(room.host)) == (2, 4.0)
+
+
+def doubled(host: ModelHost) -> float:
+    """What the active version makes of 2."""
+    return float(host.get("m").runtime.predict({"x": np.array([2.0], np.float32)})["y"][0])
 
 
 def test_several_workers_of_a_machine_download_once(room: Room) -> None:

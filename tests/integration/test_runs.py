@@ -326,6 +326,24 @@ def test_a_run_whose_source_changed_is_not_taken_up_again(world: World) -> None:
         world.runs.resume(run.run_id)
 
 
+def test_a_run_over_csv_shows_the_file_and_goes_on_with_its_rows_as_they_were(world: World) -> None:
+    table = world.root / "t.csv"
+    table.write_text("entity_id,x\n" + "".join(f"e{i},{i}.0\n" for i in range(45)))
+    run = world.request(source=str(table))
+    world.runs.reconcile()
+    world.work(2)
+    assert world.runs.show(run.run_id).source == str(table)
+    world.runs.cancel(run.run_id)
+    table.write_text("entity_id,x\ne0,7.0\n")
+
+    world.runs.resume(run.run_id)
+
+    world.queue.clear()
+    assert world.finish(run).state is RunState.PUBLISHED
+    assert world.answers("e44") == [88.0]
+    assert world.runs.details(run.run_id).source == str(table)
+
+
 def test_a_run_whose_source_is_gone_is_not_taken_up_again(world: World) -> None:
     run = world.request()
     world.runs.reconcile()

@@ -138,7 +138,8 @@ def test_a_table_that_is_overwritten_in_mid_run_is_scored_as_it_was(stack: Stack
 
 
 def test_what_was_written_for_runs_goes_with_them(stack: Stack, tables: Tables) -> None:
-    assert [stack.wait_run(request(stack, "csv"))["state"] for _ in range(2)] == ["published"] * 2
+    runs = [stack.wait_run(request(stack, "csv")) for _ in range(2)]
+    assert [(run["state"], run["source"]) for run in runs] == [("published", "users.csv")] * 2
     kept = {path.name for path in (tables.folder / ".forecache/snapshots/csv").iterdir()}
     published = stack.deployment.predictions("csv").generations.published()
     # the run that serves, the one that can serve again, and the one before them, until the next run begins
@@ -152,7 +153,8 @@ def test_rows_that_iceberg_deleted_are_not_scored(stack: Stack, tables: Tables) 
     delete_by_position(tables.iceberg, 7)
     run = stack.wait_run(request(stack, "iceberg"))
     assert run["state"] == "published"
-    assert f".forecache/snapshots/iceberg/{run['run_id']}/" in run["source"]
+    assert list((tables.folder / ".forecache/snapshots/iceberg" / run["run_id"]).iterdir())
+    assert run["source"] == f"iceberg:test.lake.users@{tables.iceberg.refresh().current_snapshot().snapshot_id}"
     assert_serves(stack, "iceberg", 2_000, but=(7,))
 
 

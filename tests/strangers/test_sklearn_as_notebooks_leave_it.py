@@ -28,6 +28,7 @@ from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEnc
 from app.cli.init import Asker, Options
 from app.cli.onboarding import Onboarding
 from inference.errors import BadInput, Conflict, ModelError, SourceError
+from inference.features.contract import LOGGED_FILE
 from inference.models import inspect_versions, score_rows
 from inference.models.loaded import LoadedModel
 from inference.models.loading import load_version
@@ -312,6 +313,24 @@ def test_a_pipeline_that_fails_on_made_up_numbers_says_where_text_is_declared(tm
     features[0]["dtype"] = "string"
     served = answers(loaded(save(model, tmp_path / "told", features)), PEOPLE)["prediction"]
     np.testing.assert_allclose(served, model.predict(PEOPLE))
+
+
+def test_a_model_of_an_array_takes_names_and_text_from_the_signature_of_its_registry(tmp_path: Path) -> None:
+    columns = ["region", "age"]
+    encoder = make_column_transformer((OneHotEncoder(), [0]), remainder="passthrough")
+    model = make_pipeline(encoder, LogisticRegression()).fit(PEOPLE[columns].to_numpy(object), MANY)
+    folder = save(model, tmp_path / "m")
+    with pytest.raises(ModelError, match="knows no names of columns"):
+        loaded(folder)
+    features = [{"name": "region", "dtype": "string"}, {"name": "age", "dtype": "int64"}]
+    (folder / "1" / LOGGED_FILE).write_text(json.dumps({"features": features}))
+    known = loaded(folder)
+    assert [(one.name, one.dtype.value) for one in known.record.contract.features] == [
+        ("region", "string"),
+        ("age", "float64"),
+    ]
+    expected = model.predict_proba(PEOPLE[columns].to_numpy(object))
+    np.testing.assert_allclose(answers(known, PEOPLE)["probabilities"], expected)
 
 
 def test_names_that_a_library_cleaned_are_found_in_the_table(here: Path) -> None:

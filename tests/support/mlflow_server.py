@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import httpx
 
 from tests.support.peers import peer_python
-from tests.support.plain_onnx import write_times
+from tests.support.plain_onnx import write_times, write_weighted_sum
 from tests.support.ports import free_port
 from tests.support.waiting import wait_for
 
@@ -74,12 +75,21 @@ class MlflowServer:
         finally:
             os.killpg(self._process.pid, signal.SIGCONT)
 
-    def register(self, name: str, factor: float) -> int:
-        """Log an ONNX model that multiplies, and register it; returns its version. Spares the seconds of MLflow."""
+    def register(self, name: str, factor: float, *, columns: Sequence[str] = ()) -> int:
+        """Log an ONNX model that multiplies, and register it; returns its version. Spares the seconds of MLflow.
+
+        With `columns` it takes a tensor of them, adds up, the first one times the factor, and they are its signature.
+        """
         run = self._call("runs/create", experiment_id="0")["run"]["info"]
         place = run["artifact_uri"].removeprefix("mlflow-artifacts:/")
-        write_times(self.folder / "written", factor)
-        files = {"MLmodel": ML_MODEL.encode(), "model.onnx": (self.folder / "written" / "model.onnx").read_bytes()}
+        described = ML_MODEL
+        if columns:
+            write_weighted_sum(self.folder / "written", [factor, *(1.0 for _ in columns[1:])])
+            inputs = json.dumps([{"type": "double", "name": column, "required": True} for column in columns])
+            described += f"signature: {{inputs: '{inputs}', outputs: null, params: null}}\n"
+        else:
+            write_times(self.folder / "written", factor)
+        files = {"MLmodel": described.encode(), "model.onnx": (self.folder / "written" / "model.onnx").read_bytes()}
         for file, content in files.items():
             url = f"{self.url}/api/2.0/mlflow-artifacts/artifacts/{place}/model/{file}"
             httpx.put(url, content=content).raise_for_status()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,13 @@ def write_sum(folder: Path, k: int) -> None:
     """Write a version that adds up: x [rows, k] float32 → y [rows, 1]."""
     add_up = helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=1)
     write_onnx(folder, [add_up], [tensor("x", k)], [tensor("y", 1)], axes=np.array([1]))
+
+
+def write_weighted_sum(folder: Path, weights: Sequence[float]) -> None:
+    """Write a version that adds up with weights: x [rows, k] float32 → y [rows, 1]."""
+    add_up = helper.make_node("MatMul", ["x", "weights"], ["y"])
+    column = np.array([[one] for one in weights], np.float32)
+    write_onnx(folder, [add_up], [tensor("x", len(weights))], [tensor("y", 1)], weights=column)
 
 
 def write_times(folder: Path, factor: float) -> None:

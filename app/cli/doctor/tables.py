@@ -25,7 +25,7 @@ from inference.redis.clients import Client
 from inference.redis.keys import Keys, TableKind
 from inference.schema import TensorSpec
 from inference.settings import ModelSettings, Settings
-from inference.sources import Source, open_any, read_slices, whole_slices
+from inference.sources import Source, TableName, open_any, read_slices, whole_slices
 from inference.storage import is_uri
 from inference.store import Manifest, Table
 from inference.store.codec import codec_for
@@ -48,8 +48,19 @@ def open_table(
         source = open_any(where, as_text=[model.entity_column, *texts])
         check_key_columns(source, model.entity_column, model.event_time_column)
     except BadInput as problem:
-        return error(Check.TABLE, name, problem.message, f"correct the table, or [models.{name}]")
+        return error(Check.TABLE, name, problem.message, _fix(name, model, problem))
     return source
+
+
+def _fix(name: str, model: ModelSettings, problem: BadInput) -> str:
+    """Return the fix for a table that cannot be opened: the setting, or where a library is needed."""
+    if isinstance(problem.__cause__, ModuleNotFoundError):
+        return f"install it here, and where workers read [models.{name}] features"
+    table = TableName.read(model.features or "")
+    if table is not None and table.kind == "sql":
+        return f"correct {Path(table.place).name}, the file that [models.{name}] features names, or the database"
+    columns = {model.entity_column: "entity_column", model.event_time_column: "event_time_column"}
+    return f"correct [models.{name}] {columns.get(problem.field, 'features')}, or the table"
 
 
 def check_table(

@@ -207,8 +207,8 @@ class Differ:
         return [Mover(ids.get(hash_), old, new, distance) for distance, hash_, _, old, new in kept]
 
     def _source(self, run: RunRecord) -> Source:
-        check_source(self.settings, run.model, run.source)
-        return open_source(run.source, as_text=[self.settings.models[run.model].entity_column])
+        check_source(self.settings, run.model, run.read_from)
+        return open_source(run.read_from, as_text=[self.settings.models[run.model].entity_column])
 
     def _notes(self, run: RunRecord, options: DiffOptions) -> list[str]:
         if options.segment is None or run.fingerprint is None:
@@ -254,13 +254,13 @@ class Differ:
             return FeatureMoves("not compared: nobody knows the table of what serves")
         if before.fingerprint.files == run.fingerprint.files:
             return FeatureMoves("not compared: both runs read the same table, which had not changed")
-        if before.source == run.source:
+        if before.read_from == run.read_from:
             return FeatureMoves(
                 f"not compared: {run.source} was replaced between the runs, and Redis has no stored features of both "
                 "(feature_table)"
             )
-        check_source(self.settings, run.model, before.source)
-        return table_moves(open_source(run.source), open_source(before.source), self._names(run))
+        check_source(self.settings, run.model, before.read_from)
+        return table_moves(open_source(run.read_from), open_source(before.read_from), self._names(run))
 
 
 def _join(

@@ -10,6 +10,7 @@ import pytest
 
 from inference.errors import ContractError
 from inference.features import FeatureContract, contract_from_signature, read_contract
+from inference.features.contract import LOGGED_FILE, check_order
 from inference.schema import DType, Signature, TensorSpec
 
 OUTPUT = (TensorSpec("y", DType.FLOAT32),)
@@ -61,6 +62,42 @@ def test_without_a_file_every_named_input_is_a_feature(tmp_path: Path) -> None:
         ("cut", DType.STRING, ()),
         ("image", DType.UINT8, (2, 3)),
     ]
+
+
+def log_signature(folder: Path, features: Any) -> None:
+    write(folder, features)
+    (folder / "features.json").rename(folder / LOGGED_FILE)
+
+
+def test_columns_that_a_registry_names_fill_a_single_tensor_in_their_order_and_its_type(tmp_path: Path) -> None:
+    log_signature(tmp_path / "1", [feature("b", "int64"), feature("a", "float64", nullable=True)])
+    contract = read(tmp_path, dense(2))
+    assert [(one.name, one.dtype, one.nullable) for one in contract.features] == [
+        ("b", DType.FLOAT32, False),
+        ("a", DType.FLOAT32, True),
+    ]
+    assert read(tmp_path, dense(-1)).names == ["b", "a"]
+    log_signature(tmp_path / "2", [feature("a"), feature("b")])
+    assert read_contract(tmp_path, tmp_path / "2", dense(2)).names == ["a", "b"]  # each version has its own
+
+
+def test_what_model_or_features_json_say_counts_more_than_the_registry(tmp_path: Path) -> None:
+    log_signature(tmp_path / "1", [feature("b"), feature("a")])
+    assert read(tmp_path, named(TensorSpec("x", DType.FLOAT32), TensorSpec("y", DType.FLOAT32))).names == ["x", "y"]
+    assert read(tmp_path, dense(3)).names == ["x"]
+    log_signature(tmp_path / "1", [feature("b"), feature("a", "string")])
+    assert read(tmp_path, dense(2)).names == ["x"]
+    write(tmp_path, [feature("c"), feature("d")])
+    assert read(tmp_path, dense(2)).names == ["c", "d"]
+
+
+def test_the_registrys_columns_in_another_order_are_refused_by_name(tmp_path: Path) -> None:
+    log_signature(tmp_path / "1", [feature("b"), feature("a")])
+    write(tmp_path, [feature("a"), feature("b", default=0.5)])
+    with pytest.raises(ContractError, match="has 'a' where the signature in MLflow has 'b'"):
+        check_order(read(tmp_path, dense(2)), tmp_path / "1", dense(2))
+    write(tmp_path, [feature("b"), feature("a", default=0.5)])
+    check_order(read(tmp_path, dense(2)), tmp_path / "1", dense(2))
 
 
 def test_a_contract_survives_json_and_keeps_its_hash(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from inference.errors import ModelError
+from inference.features.contract import logged_contract
 from inference.models.formats import require_model_file
 from inference.models.mlflow_flavors import make_version
 
@@ -79,6 +80,39 @@ def test_another_flavor_is_refused_by_its_name_without_the_folder_of_the_downloa
     assert words in raised.value.message
     assert raised.value.message.startswith("models:/m/3")
     assert str(tmp_path) not in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("inputs", "columns"),
+    [
+        (
+            [
+                {"name": "b", "type": "long", "required": True},
+                {"name": "a b", "type": "double", "required": False},
+                {"name": "city", "type": "string"},
+                {"name": "flag", "type": "boolean"},
+            ],
+            {"b": "int64", "a b": "float64", "city": "string", "flag": "bool"},
+        ),
+        ([{"type": "double"}], None),
+        ([{"name": "at", "type": "datetime"}], None),
+        ([{"name": "a", "type": "array", "items": {"type": "double"}}], None),
+        ([{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 4]}}], None),
+        ([{"name": "a", "type": "double"}, {"name": "a", "type": "double"}], None),
+        ([], None),
+    ],
+)
+def test_the_named_columns_of_a_signature_lie_beside_the_model_as_a_contract(
+    tmp_path: Path, inputs: list[Any], columns: dict[str, str] | None
+) -> None:
+    raw = logged(tmp_path / "raw", {"onnx": {"data": "model.onnx"}}, "model.onnx")
+    described = json.loads((raw / "MLmodel").read_text())
+    (raw / "MLmodel").write_text(json.dumps(described | {"signature": {"inputs": json.dumps(inputs)}}))
+    make_version(raw, tmp_path / "3", "models:/m/3")
+    found = logged_contract(tmp_path / "3")
+    assert (found and {one.name: one.dtype.value for one in found.features}) == columns
+    if found:
+        assert [one.name for one in found.features if one.nullable] == ["a b"]
 
 
 @pytest.mark.parametrize("text", [None, "", "flavors: 3", "flavors: [a]", "{", "flavors: {onnx: 3}"])

@@ -64,6 +64,19 @@ def test_a_version_without_a_saved_model_is_worse_when_there_is_no_other(folder:
     assert wrong(folder, known(ready(1), active=1), versions=[2])["delay"][0] is Status.ERROR
 
 
+def test_models_beside_the_versions_whose_names_are_no_number_are_named_in_one_line(folder: Path) -> None:
+    for name in ("v0.1", "1.0", "0", "backup", ".3.copying", "notes2"):
+        (folder / name).mkdir()
+        if name != "notes2":
+            (folder / name / "saved_model.pb").touch()
+    (folder / "v4" / "1").mkdir(parents=True)
+    found = check_model("delay", ModelSettings(path=folder), folder, known(ready(1), ready(2), active=2))
+    (only,) = (one for one in found if one.status is not Status.OK)
+    assert (only.subject, only.status) == ("delay", Status.WARNING)
+    assert only.detail.startswith("0, 1.0, v0.1, v4: a model, but no version")
+    assert "the next free number is 3" in only.detail
+
+
 def test_a_format_whose_library_is_not_here_is_told_with_its_extra(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,36 @@ def test_a_table_with_every_column_is_fine(tmp_path: Path) -> None:
     detail = "2 rows in 1 file, with every column that the model needs; the first 2 rows can be scored"
     assert (found.status, found.detail) == (Status.OK, detail)
     assert rows == 2
+
+
+@pytest.mark.parametrize(
+    ("features", "fix"),
+    [
+        ("nowhere.parquet", "correct [models.delay] features, or the table"),
+        ("delta:nowhere", "correct [models.delay] features, or the table"),
+        ("sql:users.toml", "correct users.toml, the file that [models.delay] features names, or the database"),
+        ("t.parquet", "correct [models.delay] entity_column, or the table"),
+    ],
+)
+def test_the_fix_of_a_table_that_cannot_be_opened_names_the_setting(tmp_path: Path, features: str, fix: str) -> None:
+    assert opening(tmp_path, features) == fix
+
+
+def test_a_library_that_is_missing_is_to_be_installed_where_the_table_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "deltalake", None)
+    assert opening(tmp_path, "delta:t") == "install it here, and where workers read [models.delay] features"
+
+
+def opening(tmp_path: Path, features: str) -> str | None:
+    """Return the fix for a table that has a column `a`."""
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "t.parquet")
+    settings = Settings.of_folder(tmp_path, models={"delay": {"path": "m", "features": features}})
+    found = open_table(settings, "delay", settings.models["delay"])
+    assert isinstance(found, Finding)
+    assert found.status is Status.ERROR
+    return found.fix
 
 
 @pytest.mark.parametrize(
