@@ -19,7 +19,8 @@ from inference.redis.clients import WORKER
 from inference.settings import Settings
 from inference.settings.streams import chosen_streams
 from inference.stored_data import installed_release
-from inference.streams.listener import ActiveWriter, Changed, Listener
+from inference.streams.deliveries import Deliveries, Turns
+from inference.streams.listener import ActiveWriter, Listener
 from inference.streams.opening import open_stream, require_clients
 from inference.streams.recomputing import Recomputing
 from tasks.broker import CeleryBroker
@@ -48,7 +49,8 @@ def listen(settings: Settings, names: Sequence[str] = (), *, name: str = "listen
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     with Deployment(settings, WORKER, CeleryBroker) as deployment:
-        works = [work for stream in chosen for work in _works(deployment, stream, name)]
+        turns = Turns()
+        works = [work for stream in chosen for work in _works(deployment, stream, name, turns)]
         threads = [threading.Thread(target=work, args=(stopped,), daemon=True) for work in works]
         for thread in threads:
             thread.start()
@@ -62,11 +64,10 @@ def listen(settings: Settings, names: Sequence[str] = (), *, name: str = "listen
             thread.join(max(0.0, ends_at - time.monotonic()))
 
 
-def _works(deployment: Deployment, stream: str, name: str) -> list[Work]:
+def _works(deployment: Deployment, stream: str, name: str, turns: Turns) -> list[Work]:
     """Return what the threads of a stream do."""
-    settings, works = deployment.settings, list[Work]()
-    model = settings.stream_model(stream)
-    changed: Changed = lambda _: None  # noqa: E731
+    settings, model = deployment.settings, deployment.settings.stream_model(stream)
+    recomputing = None
     if settings.streams[stream].recompute == "asked":
         recomputing = Recomputing(
             deployment.cache,
@@ -75,17 +76,16 @@ def _works(deployment: Deployment, stream: str, name: str) -> list[Work]:
             deployment.broker.compute_later,
             deployment.cache.now,
         )
-        works.append(recomputing.run)
-        changed = recomputing.add
     consumer = f"{socket.gethostname()}:{name}"
     listener = Listener(
         stream,
         partial(open_stream, settings, stream, consumer=consumer),
         deployment.stream_progress(stream),
+        Deliveries(deployment.cache, deployment.keys, stream, consumer, turns),
         ActiveWriter(deployment.registry, model, partial(deployment.feature_writer, model)),
-        changed,
+        None if recomputing is None else recomputing.add,
     )
-    return [*works, listener.run]
+    return [listener.run] if recomputing is None else [listener.run, recomputing.run]
 
 
 def _beat(deployment: Deployment, name: str, stopped: threading.Event) -> None:

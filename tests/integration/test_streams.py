@@ -41,6 +41,24 @@ url = "kafka://{brokers}"
 "heartbeat.interval.ms" = "500"
 "topic.metadata.refresh.interval.ms" = "500"
 """
+#: a listener to which one message is what a fault in a library's native code would be
+KILLED_BY_A_MESSAGE = """
+import os, signal
+import orjson
+
+loads = orjson.loads
+
+def killed(text):
+    if b"666" in text:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return loads(text)
+
+orjson.loads = killed
+
+from app.cli import main
+
+main()
+"""
 #: more than a batch holds
 MANY = 6000
 
@@ -173,6 +191,41 @@ def test_a_listener_that_is_killed_in_mid_batch_loses_and_doubles_nothing(
     assert [stack.deployment.features("delay").read([f"F{n}"])[0].values["a"] for n in range(50)] == newest  # type: ignore[union-attr]
     assert len(progress(stack, name).dead_letters()) == dead + 1
     wait_for(lambda: (lag := progress(stack, name).lag()) and lag.oldest_s == 0, "no lag", evidence=stack.evidence)
+
+
+@pytest.mark.parametrize("name", ["flights", "topic"])
+def test_a_message_that_kills_the_process_again_and_again_is_named_and_keeps_no_other_back(
+    stack: Stack, client: redis.Redis, kafka: KafkaCluster, name: str
+) -> None:
+    stack.kill("listen")
+    script = stack.folder / "listen_killed.py"
+    script.write_text(KILLED_BY_A_MESSAGE)
+    of_each = {one: differences(stack, one) for one in ("flights", "topic")}
+    messages = [text(update(f"F{n % 50}", time.time(), a=n)) for n in range(200)]
+    messages[120] = text(update("F1", b=666))
+    deaths = -1
+
+    def all_handled() -> bool:
+        nonlocal deaths
+        if "listen" not in stack.processes or stack.processes["listen"].poll() is not None:
+            deaths += 1
+            # messages of another stream, which are in hand beside the one that kills
+            both = {"flights": [text(update("F2", b=deaths))] * 20, "topic": [text(update("F3", b=deaths))] * 20}
+            both[name] = messages if deaths == 0 else []
+            send(client, *both["flights"])
+            kafka.send("topic", *both["topic"], key="one")
+            stack.start("listen", script=script)
+        return all(sum(of_each[one]().values()) >= (200 if one == name else 20 * deaths) for one in of_each)
+
+    wait_for(lambda: all_handled() and deaths >= 4, "all messages", 150, evidence=stack.evidence)
+    assert deaths == 4
+    assert {one: count()["dead"] for one, count in of_each.items()} == {one: int(one == name) for one in of_each}
+    letter = progress(stack, name).dead_letters()[0]
+    assert "process ended 4 times while it had this message in hand" in letter.reason
+    assert json.loads(letter.message or "")["features"] == {"b": 666}
+    assert [features(stack, f"F{n}")["a"] for n in (0, 19, 20, 49)] == [150, 169, 170, 199]
+    stack.kill("listen")
+    stack.start("listen")
 
 
 def test_two_listeners_share_the_work_and_one_that_is_gone_is_missed_by_nobody(
