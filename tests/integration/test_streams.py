@@ -231,6 +231,7 @@ def test_a_message_that_kills_the_process_again_and_again_is_named_and_keeps_no_
 def test_two_listeners_share_the_work_and_one_that_is_gone_is_missed_by_nobody(
     stack: Stack, client: redis.Redis
 ) -> None:
+    listeners = ("listen", "listen-2")
     stack.start("listen-2")
     wait_for(lambda: "listen.ready" in stack.log("listen-2"), "the second one")
     handled = differences(stack)
@@ -241,10 +242,11 @@ def test_two_listeners_share_the_work_and_one_that_is_gone_is_missed_by_nobody(
         send(client, *(update(f"F{n % 50}", a=n) for n in range(500)))
         sent += 500
         consumers = client.xinfo_consumers(STREAM, "forecache")
-        return len([one for one in consumers if one["idle"] < 10_000]) == 2
+        return {one["name"].decode().split(":")[1] for one in consumers if one["idle"] < 10_000} == set(listeners)
 
     wait_for(both_worked, "both to work")
     wait_for(lambda: sum(handled().values()) >= sent, "all messages", evidence=stack.evidence)
+    assert sum(handled().values()) == sent, "each by one of them"
     stack.kill("listen-2")
     send(client, update("F1", a=-1))
     wait_for(lambda: features(stack, "F1")["a"] == -1, "the other one", evidence=stack.evidence)
