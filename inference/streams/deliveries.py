@@ -70,9 +70,10 @@ class Deliveries:
         self._key, self._consumer = keys.stream_in_hand(name), consumer
         self._turns = turns or Turns()
         self._lock = self._turns.join()
-        #: those of this consumer's former process that have no result yet; None before the first look
+        #: message → deliveries without a result, of this consumer's former process; None before the first look
         self._own: dict[str, int] | None = None
-        self._others: dict[str, int] = {}
+        #: those, and what other listeners have or had in hand
+        self._known: dict[str, int] = {}
 
     def look(self) -> None:
         """Read which messages other listeners, and this one before it began again, have or had in hand."""
@@ -84,20 +85,20 @@ class Deliveries:
         own = read.pop(self._consumer, _NOTHING).deliveries
         # later notes of its own are about messages that have had their result
         self._own = own if self._own is None else self._own
-        self._others = {one: count for note in read.values() for one, count in note.deliveries.items()}
+        self._known = dict(self._own)
+        for note in read.values():
+            for one, count in note.deliveries.items():
+                self._known[one] = max(count, self._known.get(one, 0))
 
     def of(self, message: Message) -> int:
         """Return how often a message was delivered before, without a result."""
-        return max((self._own or {}).get(message.id, 0), self._others.get(message.id, 0))
+        return self._known.get(message.id, 0)
 
     def parts(self, messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
         """Yield messages in order: those that must be tried alone each by itself, the others together."""
-        if not (self._own or self._others):
-            yield from [messages] if messages else []
-            return
         part: list[Message] = []
         for message in messages:
-            if self.of(message) < MOST_TOGETHER:
+            if self._known.get(message.id, 0) < MOST_TOGETHER:
                 part.append(message)
                 continue
             if part:
@@ -111,18 +112,18 @@ class Deliveries:
     def attempt(self, messages: Sequence[Message]) -> Iterator[None]:
         """Note that messages are in hand during the block. It does not count if the block ends with an error."""
         own = self._own = self._own or {}
-        alone = self.of(messages[0]) >= MOST_TOGETHER
-        with self._turns.taken(self._lock, alone=alone):
-            now_in_hand = {message.id: self.of(message) + 1 for message in messages}
-            self._note(own | now_in_hand)
+        known = self._known
+        with self._turns.taken(self._lock, alone=self.of(messages[0]) >= MOST_TOGETHER):
+            in_hand = {message.id: known.get(message.id, 0) + 1 for message in messages}
+            self._note(own | in_hand)
             try:
                 yield
             except Exception:
                 with suppress(StoreUnavailable):
                     self._note(own)
                 raise
-        for one in now_in_hand:
-            own.pop(one, None)
+        for one in own.keys() & in_hand.keys():
+            del own[one]
 
     def _note(self, deliveries: dict[str, int]) -> None:
         note = orjson.dumps({"at": time.time(), "deliveries": deliveries})
