@@ -29,6 +29,8 @@ log = get_logger(__name__)
 
 #: for the batches in hand; one that is not stored by then comes again
 _STOP_S = 8.0
+#: objects; a batch has 30 000
+_COLLECT_AFTER = 200_000
 
 Work = Callable[[threading.Event], None]
 
@@ -54,9 +56,11 @@ def listen(settings: Settings, names: Sequence[str] = (), *, name: str = "listen
         threads = [threading.Thread(target=work, args=(stopped,), daemon=True) for work in works]
         for thread in threads:
             thread.start()
-        # what is in memory by now stays: the collector need not look through it again and again
+        # what is in memory by now stays, and the objects of a batch are freed without the collector, which would look
+        # through them a dozen times in vain
         gc.collect()
         gc.freeze()
+        gc.set_threshold(_COLLECT_AFTER)
         log.info("listen.ready", name=name, streams=",".join(chosen))
         _beat(deployment, name, stopped)
         ends_at = time.monotonic() + _STOP_S
@@ -66,7 +70,8 @@ def listen(settings: Settings, names: Sequence[str] = (), *, name: str = "listen
 
 def _works(deployment: Deployment, stream: str, name: str, turns: Turns) -> list[Work]:
     """Return what the threads of a stream do."""
-    settings, model = deployment.settings, deployment.settings.stream_model(stream)
+    settings, works = deployment.settings, list[Work]()
+    model = settings.stream_model(stream)
     recomputing = None
     if settings.streams[stream].recompute == "asked":
         recomputing = Recomputing(
@@ -76,6 +81,7 @@ def _works(deployment: Deployment, stream: str, name: str, turns: Turns) -> list
             deployment.broker.compute_later,
             deployment.cache.now,
         )
+        works.append(recomputing.run)
     consumer = f"{socket.gethostname()}:{name}"
     listener = Listener(
         stream,
@@ -85,7 +91,7 @@ def _works(deployment: Deployment, stream: str, name: str, turns: Turns) -> list
         ActiveWriter(deployment.registry, model, partial(deployment.feature_writer, model)),
         None if recomputing is None else recomputing.add,
     )
-    return [listener.run] if recomputing is None else [listener.run, recomputing.run]
+    return [*works, listener.run]
 
 
 def _beat(deployment: Deployment, name: str, stopped: threading.Event) -> None:
