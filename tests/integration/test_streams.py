@@ -49,7 +49,7 @@ import orjson
 loads = orjson.loads
 
 def killed(text):
-    if b"666" in text:
+    if b'"b": 666' in text:
         os.kill(os.getpid(), signal.SIGKILL)
     return loads(text)
 
