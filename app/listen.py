@@ -19,7 +19,8 @@ from inference.redis.clients import WORKER
 from inference.settings import Settings
 from inference.settings.streams import chosen_streams
 from inference.stored_data import installed_release
-from inference.streams.listener import ActiveWriter, Changed, Listener
+from inference.streams.deliveries import Deliveries, Turns
+from inference.streams.listener import ActiveWriter, Listener
 from inference.streams.opening import open_stream, require_clients
 from inference.streams.recomputing import Recomputing
 from tasks.broker import CeleryBroker
@@ -28,6 +29,8 @@ log = get_logger(__name__)
 
 #: for the batches in hand; one that is not stored by then comes again
 _STOP_S = 8.0
+#: objects; a batch has 30 000
+_COLLECT_AFTER = 200_000
 
 Work = Callable[[threading.Event], None]
 
@@ -48,13 +51,16 @@ def listen(settings: Settings, names: Sequence[str] = (), *, name: str = "listen
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     with Deployment(settings, WORKER, CeleryBroker) as deployment:
-        works = [work for stream in chosen for work in _works(deployment, stream, name)]
+        turns = Turns()
+        works = [work for stream in chosen for work in _works(deployment, stream, name, turns)]
         threads = [threading.Thread(target=work, args=(stopped,), daemon=True) for work in works]
         for thread in threads:
             thread.start()
-        # what is in memory by now stays: the collector need not look through it again and again
+        # what is in memory by now stays, and the objects of a batch are freed without the collector, which would look
+        # through them a dozen times in vain
         gc.collect()
         gc.freeze()
+        gc.set_threshold(_COLLECT_AFTER)
         log.info("listen.ready", name=name, streams=",".join(chosen))
         _beat(deployment, name, stopped)
         ends_at = time.monotonic() + _STOP_S
@@ -62,11 +68,11 @@ def listen(settings: Settings, names: Sequence[str] = (), *, name: str = "listen
             thread.join(max(0.0, ends_at - time.monotonic()))
 
 
-def _works(deployment: Deployment, stream: str, name: str) -> list[Work]:
+def _works(deployment: Deployment, stream: str, name: str, turns: Turns) -> list[Work]:
     """Return what the threads of a stream do."""
     settings, works = deployment.settings, list[Work]()
     model = settings.stream_model(stream)
-    changed: Changed = lambda _: None  # noqa: E731
+    recomputing = None
     if settings.streams[stream].recompute == "asked":
         recomputing = Recomputing(
             deployment.cache,
@@ -76,14 +82,14 @@ def _works(deployment: Deployment, stream: str, name: str) -> list[Work]:
             deployment.cache.now,
         )
         works.append(recomputing.run)
-        changed = recomputing.add
     consumer = f"{socket.gethostname()}:{name}"
     listener = Listener(
         stream,
         partial(open_stream, settings, stream, consumer=consumer),
         deployment.stream_progress(stream),
+        Deliveries(deployment.cache, deployment.keys, stream, consumer, turns),
         ActiveWriter(deployment.registry, model, partial(deployment.feature_writer, model)),
-        changed,
+        None if recomputing is None else recomputing.add,
     )
     return [*works, listener.run]
 

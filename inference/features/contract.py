@@ -46,6 +46,11 @@ class FeatureContract:
         return [feature.name for feature in self.features]
 
     @cached_property
+    def name_set(self) -> frozenset[str]:
+        """The same names, to look whether one is there."""
+        return frozenset(self.names)
+
+    @cached_property
     def table_groups(self) -> tuple[FeatureGroup, ...]:
         """The groups that the feature table stores."""
         return self.groups_from(GroupSource.TABLE)

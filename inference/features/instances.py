@@ -26,8 +26,8 @@ def check_names(values: Mapping[str, Any], contract: FeatureContract) -> None:
     Raises:
         ContractError: names the unknown feature and the nearest known one.
     """
-    known = contract.names
-    for name in values.keys() - set(known):
+    for name in values.keys() - contract.name_set:
+        known = contract.names
         near = difflib.get_close_matches(cut(name), known, n=1, cutoff=0.5)
         hint = f"did you mean {quoted(near[0])}?" if near else f"known: {', '.join(map(shown_name, known[:20]))}"
         raise ContractError(f"unknown feature {quoted(name)}; {hint}", field=cut(name))

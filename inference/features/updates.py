@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +29,7 @@ _MAX_TRIES = 100
 _NO_NAMES: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True)
-class FeatureUpdate:
+class FeatureUpdate(NamedTuple):
     """New values of an entity's features: some of them by name, or all of them as a list in order.
 
     `event_at`: the time from which they hold, epoch seconds; None for now.
@@ -360,21 +359,22 @@ def _rounds(
 
     If all updates of an entity name the same features, only the newest one counts.
     """
-    good = [position for position in range(len(updates)) if position not in refused]
-    by_entity: dict[str, list[int]] = {}
-    for position in good:
-        by_entity.setdefault(updates[position].entity_id, []).append(position)
-    if len(by_entity) == len(good):
-        return [good] if good else []
-    rounds: list[list[int]] = []
-    times = np.where(np.isnan(event_at), np.inf, event_at).tolist()
-    for positions in by_entity.values():
+    first: dict[str, int] = {}
+    repeated: dict[str, list[int]] = {}
+    for position, update in enumerate(updates):
+        if position not in refused:
+            before = first.setdefault(update.entity_id, position)
+            if before != position:
+                repeated.setdefault(update.entity_id, [before]).append(position)
+    rounds = [[position for entity_id, position in first.items() if entity_id not in repeated]]
+    times = np.where(np.isnan(event_at), np.inf, event_at).tolist() if repeated else []
+    for positions in repeated.values():
         if len({names[position] for position in positions}) == 1:
             positions = [max(positions, key=lambda position: (times[position], position))]
         rounds.extend([] for _ in range(len(positions) - len(rounds)))
         for of_round, position in zip(rounds, positions, strict=False):
             of_round.append(position)
-    return rounds
+    return [of_round for of_round in rounds if of_round]
 
 
 def _result(entity_id: str, position: int, outcomes: Sequence[_Outcome]) -> UpdateResult:

@@ -98,6 +98,8 @@ slot. Only the rows are spread over all slots, P:T:g:N:{B} and P:T:o:ID, whose `
 |                  |        | stream's messages                        |                       |                       |
 | P:s:NAME:lag     | hash   | part of a stream → messages, seconds,    | an hour unchanged     | listeners             |
 |                  |        | when they were seen (JSON)               |                       |                       |
+| P:s:NAME:in_hand | hash   | listener → the messages in its hands and | a day unchanged       | listeners             |
+|                  |        | how often they were delivered (JSON)     |                       |                       |
 | P:s:NAME:dead    | stream | a message that cannot be applied, with   | the newest 10 000, a  | listeners             |
 |                  |        | its reason (JSON)                        | week unchanged        |                       |
 | P:s:NAME:dead_ids| zset   | its id in the stream, scored by when it  | with the former       | listeners             |
@@ -368,6 +370,10 @@ class Keys:
     def stream_lag(self, name: str) -> str:
         """Hash part of a stream → how far its listeners are behind."""
         return f"{self.prefix}:s:{name}:lag"
+
+    def stream_in_hand(self, name: str) -> str:
+        """Hash listener → the messages that it has in hand."""
+        return f"{self.prefix}:s:{name}:in_hand"
 
     def dead_letters(self, name: str) -> str:
         """The messages of a stream that cannot be applied."""

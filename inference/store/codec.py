@@ -34,6 +34,10 @@ _SCHEMA_BYTES = 6
 # it too
 _HEADER = struct.Struct(f"<dIB{_SCHEMA_BYTES}s")
 _HEADER_AND_AS_OF = struct.Struct(f"<dIB{_SCHEMA_BYTES}sI")
+#: the same, for many at once
+_HEADERS = np.dtype(
+    [("computed_at", "<f8"), ("version", "<u4"), ("code", "u1"), ("schema", f"V{_SCHEMA_BYTES}"), ("as_of", "<u4")]
+)
 _AS_OF = struct.Struct("<I")
 #: set in the origin's byte if the version's upper 32 bits stand between the header and the row
 _WIDE = 0x80
@@ -264,6 +268,21 @@ def unpack_overlay(entry: bytes) -> tuple[OverlayHeader, bytes]:
 def overlay_schema(entry: bytes) -> bytes:
     """Return the digest of an overlay entry's fields, in a tenth of the time of `unpack_overlay`."""
     return entry[_SCHEMA]
+
+
+def changes_after(overlay: Sequence[bytes | None], schema: bytes, instant: float) -> dict[int, tuple[float, bytes]]:
+    """Return the changes of features of a schema that are newer than all rows of an instant, by their index.
+
+    Of each its exact event time and its row. A tenth of the time of `unpack_overlay`.
+    """
+    size = _HEADERS.itemsize
+    headers = np.frombuffer(b"".join([(entry or b"")[:size].ljust(size, b"\0") for entry in overlay]), _HEADERS)
+    newer = (headers["schema"] == np.void(schema)) & (headers["as_of"] > instant) & (headers["version"] == 0)
+    found = np.flatnonzero(newer & (headers["code"] < _WIDE) & np.isfinite(headers["computed_at"]))
+    return {
+        index: (changed_at, (overlay[index] or b"")[_HEADER.size :])
+        for index, changed_at in zip(found.tolist(), headers["computed_at"][found].tolist(), strict=True)
+    }
 
 
 def since_change(entry: bytes) -> bytes:

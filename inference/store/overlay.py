@@ -67,7 +67,7 @@ class Overlay:
         self, stored_ids: Sequence[bytes], entries: Sequence[bytes], schema: tuple[TensorSpec, ...], keep_s: float
     ) -> None:
         """Store packed entries as `upsert` does."""
-        keys = [self._keys.overlay(stored) for stored in stored_ids]
+        keys = self._entry_keys(stored_ids)
         head = [_to_milliseconds(keep_s), schema_digest(schema), schema_text(schema)]
         if self._client.is_spread:
             self._run_by_slot("upsert", keys, head, [(entry,) for entry in entries])
@@ -94,7 +94,7 @@ class Overlay:
         schema = tuple(fields)
         entries = pack_changes(schema, block, known_at)
         stored = [stored_id(entity_id) for entity_id in ids]
-        keys = [self._keys.overlay(one) for one in stored]
+        keys = self._entry_keys(stored)
         done = self._replace(keys, entries, expected, schema, keep_s)
         self._remove_forgotten(stored)
         return done
@@ -128,7 +128,7 @@ class Overlay:
         """
         as_of = outdated_as_of(changed_at).tolist()
         stored = [stored_id(entity_id) for entity_id in ids]
-        keys = [self._keys.overlay(one) for one in stored]
+        keys = self._entry_keys(stored)
         if self._client.is_spread:
             self._run_by_slot("outdate", keys, [_to_milliseconds(keep_s)], [(second,) for second in as_of])
         else:
@@ -140,6 +140,10 @@ class Overlay:
     def remove(self, stored_ids: Sequence[bytes]) -> int:
         """Remove the entries of ids, by their stored forms; return the number of those that there were."""
         return sum(self._client.send([("UNLINK", self._keys.overlay(stored)) for stored in stored_ids]))
+
+    def _entry_keys(self, stored: Sequence[bytes]) -> list[bytes]:
+        prefix = self._keys.overlay(b"")
+        return [prefix + one for one in stored]
 
     def _remove_forgotten(self, stored: Sequence[bytes]) -> None:
         found = self._forgotten.find(stored)

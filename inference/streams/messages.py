@@ -15,6 +15,7 @@ from inference.features import FeatureUpdate
 #: larger messages are dead letters
 MAX_MESSAGE_BYTES = 1 << 20
 _FIELDS = frozenset({"entity_id", "features", "event_time"})
+_VALUES = (dict, list)
 
 
 class StreamUnavailable(Unavailable):
@@ -90,10 +91,11 @@ def read_update(message: Message) -> FeatureUpdate:
         unknown, names = min(read.keys() - _FIELDS), "entity_id, features and event_time"
         raise BadInput(f"unknown field {quoted(unknown)}: a message has {names}", field=unknown)
     features, event_time = read.get("features"), read.get("event_time")
-    if not isinstance(features, dict | list):
+    if not isinstance(features, _VALUES):
         raise BadInput("features is missing: give an object of features by name, or a list of them", field="features")
-    written_at = message.written_at if event_time is None else _seconds(event_time)
-    return FeatureUpdate(_entity_id(read, message), features, written_at)
+    return FeatureUpdate(
+        _entity_id(read, message), features, message.written_at if event_time is None else _seconds(event_time)
+    )
 
 
 def _entity_id(read: dict[str, Any], message: Message) -> str:

@@ -69,7 +69,7 @@ class StreamProgress:
         self._counts, self._lag = keys.stream(name), keys.stream_lag(name)
         self._dead, self._dead_ids = keys.dead_letters(name), keys.dead_letter_ids(name)
 
-    def note(self, *, applied: int, older: int, letters: Sequence[DeadLetter] = ()) -> None:
+    def note(self, *, applied: int = 0, older: int = 0, letters: Sequence[DeadLetter] = ()) -> None:
         """Count the messages of a batch, and keep its dead letters, each once even if its message comes again."""
         if letters:
             pairs = [part for letter in letters for part in (letter.id, json.dumps(asdict(letter)))]

@@ -175,8 +175,8 @@ def _message(entry: Sequence[Any]) -> Message:
     entry_id, fields = entry
     if fields is None:  # Redis remembers that it is pending, and nothing else
         return _lost(entry_id)
-    one = len(fields) == 2
-    return Message(entry_id.decode(), fields[1] if one else None, _written_at(entry_id), fault=_OTHER_FORM)
+    value = fields[1] if len(fields) == 2 else None
+    return Message(entry_id.decode(), value, _written_at(entry_id), None, _OTHER_FORM)
 
 
 def _lost(entry_id: bytes) -> Message:

@@ -41,6 +41,24 @@ url = "kafka://{brokers}"
 "heartbeat.interval.ms" = "500"
 "topic.metadata.refresh.interval.ms" = "500"
 """
+#: a listener to which one message is what a fault in a library's native code would be
+KILLED_BY_A_MESSAGE = """
+import os, signal
+import orjson
+
+loads = orjson.loads
+
+def killed(text):
+    if b'"b": 666' in text:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return loads(text)
+
+orjson.loads = killed
+
+from app.cli import main
+
+main()
+"""
 #: more than a batch holds
 MANY = 6000
 
@@ -175,9 +193,45 @@ def test_a_listener_that_is_killed_in_mid_batch_loses_and_doubles_nothing(
     wait_for(lambda: (lag := progress(stack, name).lag()) and lag.oldest_s == 0, "no lag", evidence=stack.evidence)
 
 
+@pytest.mark.parametrize("name", ["flights", "topic"])
+def test_a_message_that_kills_the_process_again_and_again_is_named_and_keeps_no_other_back(
+    stack: Stack, client: redis.Redis, kafka: KafkaCluster, name: str
+) -> None:
+    stack.kill("listen")
+    script = stack.folder / "listen_killed.py"
+    script.write_text(KILLED_BY_A_MESSAGE)
+    of_each = {one: differences(stack, one) for one in ("flights", "topic")}
+    messages = [text(update(f"F{n % 50}", time.time(), a=n)) for n in range(200)]
+    messages[120] = text(update("F1", b=666))
+    deaths = -1
+
+    def all_handled() -> bool:
+        nonlocal deaths
+        if "listen" not in stack.processes or stack.processes["listen"].poll() is not None:
+            deaths += 1
+            # messages of another stream, which are in hand beside the one that kills
+            both = {"flights": [text(update("F2", b=deaths))] * 20, "topic": [text(update("F3", b=deaths))] * 20}
+            both[name] = messages if deaths == 0 else []
+            send(client, *both["flights"])
+            kafka.send("topic", *both["topic"], key="one")
+            stack.start("listen", script=script)
+        return all(sum(of_each[one]().values()) >= (200 if one == name else 20 * deaths) for one in of_each)
+
+    wait_for(lambda: all_handled() and deaths >= 4, "all messages", 150, evidence=stack.evidence)
+    assert deaths == 4
+    assert {one: count()["dead"] for one, count in of_each.items()} == {one: int(one == name) for one in of_each}
+    letter = progress(stack, name).dead_letters()[0]
+    assert "process ended 4 times while it had this message in hand" in letter.reason
+    assert json.loads(letter.message or "")["features"] == {"b": 666}
+    assert [features(stack, f"F{n}")["a"] for n in (0, 19, 20, 49)] == [150, 169, 170, 199]
+    stack.kill("listen")
+    stack.start("listen")
+
+
 def test_two_listeners_share_the_work_and_one_that_is_gone_is_missed_by_nobody(
     stack: Stack, client: redis.Redis
 ) -> None:
+    listeners = ("listen", "listen-2")
     stack.start("listen-2")
     wait_for(lambda: "listen.ready" in stack.log("listen-2"), "the second one")
     handled = differences(stack)
@@ -188,10 +242,11 @@ def test_two_listeners_share_the_work_and_one_that_is_gone_is_missed_by_nobody(
         send(client, *(update(f"F{n % 50}", a=n) for n in range(500)))
         sent += 500
         consumers = client.xinfo_consumers(STREAM, "forecache")
-        return len([one for one in consumers if one["idle"] < 10_000]) == 2
+        return {one["name"].decode().split(":")[1] for one in consumers if one["idle"] < 10_000} == set(listeners)
 
     wait_for(both_worked, "both to work")
     wait_for(lambda: sum(handled().values()) >= sent, "all messages", evidence=stack.evidence)
+    assert sum(handled().values()) == sent, "each by one of them"
     stack.kill("listen-2")
     send(client, update("F1", a=-1))
     wait_for(lambda: features(stack, "F1")["a"] == -1, "the other one", evidence=stack.evidence)

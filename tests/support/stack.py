@@ -114,7 +114,7 @@ class Stack:
         """Start `gpu`, `realtime`, `maintenance`, `beat`, `listen`, `api` or `dashboard`; a suffix (`gpu-2`): one more.
 
         `realtime-QUEUE` serves that queue only, and `realtime` none of the others then. `script`: run in the place of
-        `workers`, with the same arguments. `environment`: further variables.
+        `workers`, or for a listener of `app.cli`, with the same arguments. `environment`: further variables.
         """
         own = child_environment() | dict(environment or {})
         for name in names:
@@ -132,7 +132,7 @@ class Stack:
             of_queue = ["-Q", own] if kind == "realtime" and len(queues) > 1 and own in queues else []
             return [*([str(script)] if script else ["-m", "workers"]), kind, "-n", f"{name}@%h", *of_queue]
         if kind == "listen":
-            return ["-m", "app.cli", kind, "--name", name]
+            return [*([str(script)] if script else ["-m", "app.cli"]), kind, "--name", name]
         return ["-m", "beat_schedule"] if kind == "beat" else ["-m", "app.cli", kind]
 
     def stop(self, name: str, how: signal.Signals) -> None:

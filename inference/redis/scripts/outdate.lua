@@ -5,8 +5,17 @@ local OUTDATED, UPSERT = string.rep('\0', 6), 2
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 
+local function set(key, as_of)
+  local note = struct.pack('<dI4Bc6I4', now, 0, UPSERT, OUTDATED, as_of)
+  return redis.call('SET', key, note, 'PX', ARGV[1], 'GET') or ''
+end
+
 for i = 1, #KEYS do
-  local old, as_of = redis.call('GETRANGE', KEYS[i], 0, 22), tonumber(ARGV[i + 1])
-  if string.sub(old, 14, 19) == OUTDATED then as_of = math.max(as_of, (struct.unpack('<I4', old, 20))) end
-  redis.call('SET', KEYS[i], struct.pack('<dI4Bc6I4', now, 0, UPSERT, OUTDATED, as_of), 'PX', ARGV[1])
+  local as_of = tonumber(ARGV[i + 1])
+  local old = set(KEYS[i], as_of)
+  if string.sub(old, 14, 19) == OUTDATED then
+    -- rare: a change of other features with a later event time came first
+    local later = struct.unpack('<I4', old, 20)
+    if later > as_of then set(KEYS[i], later) end
+  end
 end

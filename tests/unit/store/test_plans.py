@@ -10,6 +10,7 @@ import pytest
 
 from inference.redis.keys import Keys, TableKind
 from inference.schema import DType, TensorSpec
+from inference.store import reading
 from inference.store.codec import (
     bucket_of,
     codec_for,
@@ -62,12 +63,16 @@ class Server:
         self.hashes, self.overlay = {KEYS.schemas: {}}, {}
         self.pointer = {"incarnation": incarnation.encode(), "version": b"1"}
 
-    def upsert(self, entity_id: str, value: float, *, fields: Any = FIELDS, as_of: float = 500.0) -> None:
+    def upsert(
+        self, entity_id: str, value: float, *, fields: Any = FIELDS, as_of: float = 500.0, version: int = 1
+    ) -> None:
         row = row_of(value, as_of) if fields is FIELDS else codec_for(fields).pack(
             {"label": np.array(["x"], object)}, np.array([as_of])
         ).to_pylist()[0]  # fmt: skip
         self.hashes[KEYS.schemas][schema_digest(fields)] = schema_text(fields).encode()
-        [self.overlay[KEYS.overlay(stored_id(entity_id))]] = pack_overlay(fields, [row], 2000.0, 1, Origin.REALTIME)
+        [self.overlay[KEYS.overlay(stored_id(entity_id))]] = pack_overlay(
+            fields, [row], 2000.0, version, Origin.REALTIME
+        )
 
     def follow(self, plan: Plan[Any]) -> Any:
         try:
@@ -162,6 +167,47 @@ def test_a_publication_in_the_middle_is_noticed_and_the_rows_are_of_one_generati
     else:
         rows = found if plan is plan_read_block else found.rows
         assert (rows.block["y"].tolist(), rows.found.tolist()) == ([10, 20, 0], [True, True, False])
+
+
+def test_rows_under_changes_that_are_newer_than_the_generation_are_not_asked_for(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_MANY", 3)
+    memory, ids = ReaderMemory(), ["a", "b", "c"]
+    server.follow(plan_read_for_change(KEYS, memory, ids))
+    for one in ids:
+        server.upsert(one, 7, as_of=1500.0, version=0)
+    found = server.follow(plan_read_for_change(KEYS, memory, ids))
+    assert server.batches[-3:-1] == [["MGET"], ["HMGET"]], "the overlay, then the pointer alone; then the schema"
+    assert found.rows.block["y"].tolist() == [7, 7, 7]
+    assert found.rows.as_of.tolist() == [1500, 1500, 1500]
+    server.meanwhile[len(server.batches) + 2] = lambda: server.generation(600, a=10, b=20, c=30)
+    found = server.follow(plan_read_for_change(KEYS, memory, ids))
+    assert len(server.batches[-1]) > 1, "the generation that came meanwhile began after the changes"
+    assert found.rows.block["y"].tolist() == [7, 7, 7], "its rows are older nevertheless"
+
+
+def test_rows_for_a_change_are_the_same_in_one_round_trip_and_in_two(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.generation(2, **{f"e{n}": float(n) for n in range(9)})
+    for n, options in enumerate([
+        {"as_of": 1500.0}, {"as_of": 1500.0, "version": 2}, {"as_of": 1500.0, "fields": OTHERS}, {"as_of": 50.0},
+        {"as_of": 1000.0}, {"as_of": 1001.0}, {"as_of": 1002.0},
+    ]):  # fmt: skip
+        server.upsert(f"e{n}", 70 + n, **{"version": 0, **options})
+    server.overlay[KEYS.overlay(stored_id("e7"))] = pack_outdated(2000.0, 1500)
+    server.upsert("new", 80, as_of=1500.0, version=0)
+    ids = [*(f"e{n}" for n in range(9)), "new", "nobody"]
+    seen = []
+    for many in (100, 1):
+        monkeypatch.setattr(reading, "_MANY", many)
+        found = server.follow(plan_read_for_change(KEYS, ReaderMemory(), ids))
+        rows = found.rows
+        seen.append((rows.block["y"].tolist(), rows.found.tolist(), rows.as_of.tolist(), found.known_at.tolist()))
+        assert found.overlay == tuple(server.overlay.get(KEYS.overlay(stored_id(one))) for one in ids)
+    assert seen[0] == seen[1]
+    assert seen[0][0] == [70, 1, 2, 3, 74, 75, 76, 7, 8, 80, 0]
 
 
 def test_a_table_that_was_lost_and_built_anew_is_not_read_by_the_old_manifest(server: Server) -> None:
