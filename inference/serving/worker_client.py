@@ -145,6 +145,8 @@ MORE_PATIENT = 2.0
 #: seconds in which a new worker loads its models: while no worker is there, they count as the longest unanswered
 #: budget
 WORKER_START_S = 10.0
+#: seconds in which the first worker comes up after a start, on a busy machine too: until then its absence is no news
+FIRST_WORKER_WITHIN_S = 60.0
 
 
 class BreakerState(StrEnum):
@@ -169,7 +171,11 @@ class Breaker:
         self._pause_s = FIRST_PAUSE_S
         self._probe_at: float | None = None
         self._present = True
+        self._was_present = False
         self._opened_by_silence = False
+        self._opened_at = 0.0
+        # whether the log says that it is open
+        self._is_told = False
 
     @property
     def state(self) -> BreakerState:
@@ -196,17 +202,19 @@ class Breaker:
 
     def answered(self) -> None:
         """Note that a worker answered, even with an error: the breaker closes."""
-        if self._probe_at is not None:
+        if self._is_told:
             log.info("breaker.closed", model=self._model)
         self._missed, self._longest_missed_s, self._pause_s, self._probe_at = 0, 0.0, FIRST_PAUSE_S, None
-        self._opened_by_silence = False
+        self._opened_by_silence = self._is_told = False
 
     def heard(self, present: bool) -> None:
         """Note whether the workers' heartbeats show one that is ready.
 
         Acts only if this changes. Answers, or missing ones, count for more, so that a worker whose heartbeats are lost
-        is still used.
+        is still used. Call it repeatedly while no worker is there: the log says so only once the first worker has had
+        its time to start.
         """
+        self._was_present = self._was_present or present
         if present is not self._present:
             self._present = present
             if not present:
@@ -216,13 +224,20 @@ class Breaker:
             elif self._probe_at is not None:
                 # the first probe may go at once
                 self._pause_s, self._probe_at = FIRST_PAUSE_S, self._clock()
+        if self._opened_by_silence and not self._is_told:
+            self._tell_silence()
 
     def _miss_all(self) -> None:
         self._longest_missed_s = max(self._longest_missed_s, WORKER_START_S)
         if self._probe_at is None:
+            self._opened_by_silence, self._opened_at = True, self._clock()
+            self._probe_at = self._opened_at + self._pause_s
+
+    def _tell_silence(self) -> None:
+        """Log that no worker is there, unless the first one may still be starting."""
+        if self._was_present or self._clock() >= self._opened_at + FIRST_WORKER_WITHIN_S:
             log.warning("breaker.opened", model=self._model, missed="every heartbeat")
-            self._opened_by_silence = True
-            self._probe_at = self._clock() + self._pause_s
+            self._is_told = True
 
     def missed(self, timeout_s: float) -> None:
         """Note that nobody answered within `timeout_s`."""
@@ -234,4 +249,5 @@ class Breaker:
             return
         else:
             log.warning("breaker.opened", model=self._model, missed=self._missed)
+            self._is_told = True
         self._probe_at = self._clock() + self._pause_s

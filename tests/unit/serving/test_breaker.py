@@ -3,9 +3,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
+from structlog.testing import capture_logs
 
 from inference.serving.worker_client import (
     FIRST_PAUSE_S,
+    FIRST_WORKER_WITHIN_S,
     LONGEST_PAUSE_S,
     OPENS_AFTER,
     WORKER_START_S,
@@ -186,3 +188,40 @@ def test_a_first_sign_of_life_says_nothing_new_of_workers_that_do_not_answer() -
     breaker = Watch().open()
     breaker.heard(True)
     assert (breaker.is_open, breaker.rest_s(0.1)) == (True, FIRST_PAUSE_S)
+
+
+def test_a_start_before_its_workers_is_open_and_quiet() -> None:
+    watch = Watch()
+    breaker = watch.breaker
+    with capture_logs() as logs:
+        for _ in range(2):
+            breaker.heard(False)
+            assert (breaker.is_open, breaker.rest_s(1.0)) == (True, FIRST_PAUSE_S)
+        watch.now += FIRST_WORKER_WITHIN_S - 0.1
+        breaker.heard(False)
+        breaker.heard(True)
+    assert (logs, breaker.is_open) == ([], False)
+
+
+def test_a_first_worker_that_never_comes_is_told_once_and_so_is_its_late_arrival() -> None:
+    watch = Watch()
+    with capture_logs() as logs:
+        watch.breaker.heard(False)
+        for _ in range(3):
+            watch.now += FIRST_WORKER_WITHIN_S
+            watch.breaker.heard(False)
+        watch.breaker.heard(True)
+    assert [(one["event"], one["log_level"]) for one in logs] == [
+        ("breaker.opened", "warning"),
+        ("breaker.closed", "info"),
+    ]
+    assert logs[0]["missed"] == "every heartbeat"
+
+
+def test_a_worker_that_was_there_is_missed_in_the_log_at_once() -> None:
+    breaker = Watch().breaker
+    breaker.heard(True)
+    with capture_logs() as logs:
+        breaker.heard(False)
+        breaker.heard(False)
+    assert [one["event"] for one in logs] == ["breaker.opened"]
