@@ -54,7 +54,7 @@ def client_options(settings: ApiSettings) -> dict[str, Any]:
 
 def nobody_answers(url: str) -> Unavailable:
     """Return the error for an address where no API listens."""
-    return Unavailable(f"no API answers at {url}: start `forecache up`, or set [api] port")
+    return Unavailable(f"no API answers at {url}: start `forecache up` and wait until it is ready, or set [api] port")
 
 
 def problem_text(problem: dict[str, Any]) -> str:

@@ -114,7 +114,13 @@ def _no_redis(settings: Settings, cause: BaseException | None) -> str:
     if isinstance(cause, redis.ResponseError):
         return f"Redis at {place_of(settings.cache_url)} refuses to do it: {cause}"
     if settings.redis.url is None:
-        return "no Redis: [redis] url is not set, and no `forecache up` runs in this folder"
+        from app.local.up import find_up
+
+        up = find_up(settings.state_dir)
+        running = "no `forecache up` runs in this folder"
+        if up is not None:
+            running = f"that of `forecache up` (pid {up.pid}) does not answer: ask again in a moment"
+        return f"no Redis: [redis] url is not set, and {running}"
     if settings.redis.cache_url is None:
         return f"[redis] url is set and cache_url is not: set it too, nothing answers at {place_of(settings.cache_url)}"
     return f"Redis at {place_of(settings.cache_url)} does not answer: start it, or `forecache up`"

@@ -78,7 +78,7 @@ def show(
     shown = {"active version": serving["active_version"], **({"labels": labels} if labels else {})}
     print_fields({"model": name, "path": str(of_model.path), **shown})
     if not data:
-        typer.echo("no worker has loaded it yet: start `forecache up`")
+        typer.echo("no worker has loaded it yet: start `forecache up`, or wait until its workers are ready")
     for each in data:
         typer.echo()
         print_fields(_described(each))

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +32,8 @@ from inference.settings.settings import NO_MODEL
 from inference.settings.streams import NO_STREAM
 from inference.streams.opening import require_clients
 
+#: in the folder of the deployment's state; it holds the pid of the `up` that runs there
+LOCK = "up.lock"
 #: kind → (module that it needs, the extra that installs it)
 _NEEDS = {"dashboard": ("flower", "dashboard")}
 #: kinds that load models
@@ -52,7 +55,7 @@ def up(settings: Settings, kinds: frozenset[str]) -> None:
     _require_streams(kinds, settings)
     with ExitStack() as on_exit:
         private_folder(settings.state_dir)
-        on_exit.enter_context(hold_lock(settings.state_dir / "up.lock"))
+        on_exit.enter_context(hold_lock(settings.state_dir / LOCK))
         _require_addresses(settings, kinds)
         redis = _embedded_redis(settings, kinds)
         if redis:
@@ -114,6 +117,29 @@ def hold_lock(path: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+@dataclass(frozen=True)
+class RunningUp:
+    """A `forecache up` that runs. `since`: its start, in epoch seconds."""
+
+    pid: int
+    since: float
+
+
+def find_up(state_dir: Path) -> RunningUp | None:
+    """Return the `forecache up` that runs in the folder with this `state_dir`, None for none."""
+    try:
+        with (state_dir / LOCK).open() as file:
+            pid, since = int(file.read()), os.fstat(file.fileno()).st_mtime
+            # before the lock is tried: in the moment of the trial, an `up` that starts would be refused
+            os.kill(pid, 0)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return RunningUp(pid, since)
+    except (OSError, ValueError):  # no file, none that may be read, no number in it, no such process
+        return None
+    return None  # the number is another process' by now
 
 
 def _require_installed(kinds: frozenset[str], settings: Settings) -> None:

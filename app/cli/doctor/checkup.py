@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from app.cli.doctor.findings import Check, Finding, at_once, error, not_checked, warning
+from app.cli.doctor.findings import Check, Finding, Start, at_once, error, not_checked, warning
 from app.cli.doctor.grpc_port import check_grpc_port
 from app.cli.doctor.machine import (
     check_clock,
@@ -32,7 +32,7 @@ from app.cli.doctor.tables import (
     overlay_bytes,
     table_sizes,
 )
-from app.cli.doctor.workers import check_queues, check_workers
+from app.cli.doctor.workers import check_queues, check_workers, find_start
 from inference.batch import RunState
 from inference.batch.records import RunRecord
 from inference.deployment import Deployment
@@ -105,7 +105,7 @@ class Checkup:
             Check.VERSIONS: check_versions,
             Check.REDIS: lambda: check_servers(self._settings, self._results, self._cache),
             Check.BROKER: lambda: check_broker(self._settings, self._results),
-            Check.WORKERS: lambda: check_workers(self._settings, self._rosters(), self._active()),
+            Check.WORKERS: self._workers,
             Check.GRPC: lambda: check_grpc_port(self._settings, self._api_processes()),
             Check.FALLBACK: lambda: check_fallbacks(self._settings),
             Check.MACHINE: self._machine,
@@ -141,6 +141,9 @@ class Checkup:
         overlay, filters = sum(one for _, one, _ in known), sum(one for _, _, one in known)
         return memory_finding(self._cache.info, sizes, overlay, filters)
 
+    def _workers(self) -> list[Finding]:
+        return check_workers(self._settings, self._rosters(), self._active(), start=self._start)
+
     def _queues(self) -> list[Finding]:
         rosters = self._rosters()
         # without Redis, `check_workers` reports that
@@ -166,9 +169,9 @@ class Checkup:
         if registered is not None:
             registry = None if self._deployment is None else self._deployment.registry
             choice = None if registry is None else registry.choice(name, str(registered))
-            findings = check_registered(name, registered, choice, self._known(name))
+            findings = check_registered(name, registered, choice, self._known(name), start=self._start)
         else:
-            findings = check_model(name, model, self._settings.model_folder(name), self._known(name))
+            findings = check_model(name, model, self._settings.model_folder(name), self._known(name), start=self._start)
         owner = model.features_of
         if owner is not None:
             findings.append(check_shared_features(name, owner, self._known(name), self._known(owner)))
@@ -189,7 +192,7 @@ class Checkup:
         return [check_table(name, model, table, record), *check_disk(self._settings, name, model, rows, record)]
 
     def _schedule(self, name: str, model: ModelSettings) -> list[Finding]:
-        return check_schedule(name, model, self._runs(name))
+        return check_schedule(name, model, self._runs(name), start=self._start)
 
     def _active_set(self, name: str, model: ModelSettings) -> list[Finding]:
         """Compare the misses of a model's active set with its real-time workers."""
@@ -204,12 +207,17 @@ class Checkup:
         if self._deployment is None:
             return check_stream(self._settings, name, None, None)
         listeners = self._deployment.presence.roster(LISTENERS)
-        return check_stream(self._settings, name, listeners, self._deployment.stream_progress(name).lag())
+        lag = self._deployment.stream_progress(name).lag()
+        return check_stream(self._settings, name, listeners, lag, start=self._start)
 
     def _machine(self) -> list[Finding]:
         offset_s = self._cache.offset_s if isinstance(self._cache, Server) else None
         gpus = check_gpus(self._settings.workers, find_gpus())
         return [gpus, check_clock(offset_s), check_stop(self._settings.api), *check_environment(), *check_tracing()]
+
+    @property
+    def _start(self) -> Start | None:
+        return find_start(self._settings, [*filter(None, [self._api_processes()]), *(self._rosters() or {}).values()])
 
     def _known(self, model: str) -> StoredModel | None:
         if self._deployment is None:

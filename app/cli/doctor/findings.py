@@ -72,6 +72,28 @@ def not_checked(check: Check, subject: str) -> Finding:
     return warning(check, subject, "not checked: no Redis", "put right what the Redis lines say, then ask again")
 
 
+#: seconds in which the processes of a deployment come up, on a busy machine too
+STARTS_WITHIN_S = 60.0
+
+
+@dataclass(frozen=True)
+class Start:
+    """The last start of the deployment. `by`: who starts its processes; `age_s`: seconds since it began."""
+
+    by: str
+    age_s: float
+
+
+def start_fix(start: Start | None, command: str) -> str:
+    """Return the fix for a process that is missing. `start`: None if none is known; `command`: starts the process."""
+    if start is None:
+        return f"start `forecache up`, or `{command}`"
+    if start.age_s < STARTS_WITHIN_S:
+        return f"{start.by} began {duration_text(start.age_s)} ago and may still be starting it: ask again in a moment"
+    since = duration_text(start.age_s)
+    return f"{start.by} has been running for {since}: its lines say why; if it runs without this, start `{command}`"
+
+
 def size_text(size_bytes: float) -> str:
     """Return a size in readable form, such as `84.2 MB`."""
     for unit in ("B", "kB", "MB", "GB"):

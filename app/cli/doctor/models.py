@@ -9,7 +9,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from app.cli.doctor.findings import Check, Finding, at_once, error, not_checked, ok, warning
+from app.cli.doctor.findings import Check, Finding, Start, at_once, error, not_checked, ok, start_fix, warning
 from inference.errors import BadInput, SettingsError
 from inference.features.fallback_sources import SqlSource, describe_failure
 from inference.features.functions import is_findable
@@ -20,7 +20,8 @@ from inference.settings import FunctionFallback, ModelSettings, Settings, SqlFal
 from inference.store import Pointer
 
 CONTRACT_FIX = "put the old features.json back, or export a new version with the new one"
-_START = "start `forecache up`, or `python -P -m workers realtime`"
+#: the process that loads models
+LOADER = "python -P -m workers realtime"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class StoredModel:
         return ready.get(self.pointer.active_version or 0) or ready.get(max(ready, default=0))
 
 
-def check_model(name: str, model: ModelSettings, path: Path, known: StoredModel | None) -> list[Finding]:
+def check_model(
+    name: str, model: ModelSettings, path: Path, known: StoredModel | None, *, start: Start | None = None
+) -> list[Finding]:
     """Return the findings about one model. `path`: its folder; `known`: None if Redis does not answer."""
     try:
         found, wanted = _versions_of(model, path)
@@ -51,8 +54,8 @@ def check_model(name: str, model: ModelSettings, path: Path, known: StoredModel 
             not_checked(Check.MODEL, f"{name}, what answers"),
             not_checked(Check.MODEL, f"{name}, contract"),
         ]
-    serving = _check_serving(name, model, found, wanted, known)
-    return [*findings, *serving, *_check_contract(name, path, found, known)]
+    serving = _check_serving(name, model, found, wanted, known, start)
+    return [*findings, *serving, *_check_contract(name, path, found, known, start)]
 
 
 def check_folders(name: str, model: ModelSettings, path: Path) -> list[Finding]:
@@ -94,7 +97,12 @@ def _format(model: ModelFile) -> str:
 
 
 def _check_serving(
-    name: str, model: ModelSettings, found: Mapping[int, Path], wanted: list[int], known: StoredModel
+    name: str,
+    model: ModelSettings,
+    found: Mapping[int, Path],
+    wanted: list[int],
+    known: StoredModel,
+    start: Start | None,
 ) -> list[Finding]:
     active, held = known.pointer.active_version, known.pointer.held_versions
     findings = [
@@ -110,7 +118,7 @@ def _check_serving(
     findings += _check_proofs(name, found, known)
     subject = f"{name}, what answers"
     if active is None:
-        return [*findings, _nothing_answers(subject, model, found, known)]
+        return [*findings, _nothing_answers(subject, model, found, known, start)]
     if active not in found:
         detail = f"version {active} answers, but it is no longer in the folder"
         return [*findings, error(Check.MODEL, subject, detail, "put it back: a worker that starts now cannot load it")]
@@ -122,7 +130,9 @@ def _check_serving(
     return [*findings, ok(Check.MODEL, subject, f"version {active} answers{rolled_back}")]
 
 
-def _nothing_answers(subject: str, model: ModelSettings, found: Mapping[int, Path], known: StoredModel) -> Finding:
+def _nothing_answers(
+    subject: str, model: ModelSettings, found: Mapping[int, Path], known: StoredModel, start: Start | None
+) -> Finding:
     tried = {number: record for number, record in known.records.items() if number in found}
     refused = [number for number, record in tried.items() if record.state == "refused"]
     if refused and len(refused) == len(tried):
@@ -134,7 +144,8 @@ def _nothing_answers(subject: str, model: ModelSettings, found: Mapping[int, Pat
     if tried:
         detail = f"no version answers yet: version {max(tried)} is loaded, and waits for other workers"
         return error(Check.MODEL, subject, detail, "ask again in a moment; if it stays so, read the workers' logs")
-    return error(Check.MODEL, subject, "no version has been activated: no worker has loaded one yet", _START)
+    detail = "no version has been activated: no worker has loaded one yet"
+    return error(Check.MODEL, subject, detail, start_fix(start, LOADER))
 
 
 def _check_proofs(name: str, found: Mapping[int, Path], known: StoredModel) -> list[Finding]:
@@ -153,10 +164,13 @@ def _check_proofs(name: str, found: Mapping[int, Path], known: StoredModel) -> l
     return findings
 
 
-def _check_contract(name: str, path: Path, found: Mapping[int, Path], known: StoredModel) -> list[Finding]:
+def _check_contract(
+    name: str, path: Path, found: Mapping[int, Path], known: StoredModel, start: Start | None
+) -> list[Finding]:
     subject, record = f"{name}, contract", known.record
     if record is None:
-        return [warning(Check.MODEL, subject, "not checked: no worker has loaded the model", _START)]
+        detail = "not checked: no worker has loaded the model"
+        return [warning(Check.MODEL, subject, detail, start_fix(start, LOADER))]
     if record.version not in found:
         detail = f"not checked: version {record.version} is not in the folder"
         return [warning(Check.MODEL, subject, detail, "put it back, then ask again")]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from app.cli.doctor.findings import Check, Finding, at_once, error, not_checked, ok, warning
-from app.cli.doctor.models import StoredModel
+from app.cli.doctor.findings import Check, Finding, Start, at_once, error, not_checked, ok, start_fix, warning
+from app.cli.doctor.models import LOADER, StoredModel
 from inference.errors import BadInput, ModelUnavailable
 from inference.models.mlflow_client import MlflowRegistry, RegisteredVersion, is_installed
 from inference.models.registry import RegistryChoice
@@ -15,7 +15,6 @@ from inference.settings.registered import RegisteredModel
 
 #: with the import of MLflow, and less than all checks have
 _WITHIN_S = 4.5
-_START = "start `forecache up`, or `python -P -m workers realtime`"
 
 
 def check_registry(settings: Settings, name: str, registered: RegisteredModel) -> list[Finding]:
@@ -40,7 +39,12 @@ def check_registry(settings: Settings, name: str, registered: RegisteredModel) -
 
 
 def check_registered(
-    name: str, registered: RegisteredModel, choice: RegistryChoice | None, known: StoredModel | None
+    name: str,
+    registered: RegisteredModel,
+    choice: RegistryChoice | None,
+    known: StoredModel | None,
+    *,
+    start: Start | None = None,
 ) -> list[Finding]:
     """Return whether the version that the workers were told to serve answers. `known`: None if Redis is silent."""
     subject = f"{name}, what answers"
@@ -53,7 +57,8 @@ def check_registered(
         detail = "no version answers"
         if record is not None and record.error:
             return [error(Check.MODEL, subject, f"{detail}: version {wanted} was refused: {record.error}", _fix(name))]
-        return [error(Check.MODEL, subject, f"{detail}: no worker has fetched {registered} yet", _START)]
+        detail += f": no worker has fetched {registered} yet"
+        return [error(Check.MODEL, subject, detail, start_fix(start, LOADER))]
     if wanted in (None, active):
         return [ok(Check.MODEL, subject, f"version {active} answers")]
     detail = f"version {active} answers, not version {wanted}, which {registered} names"

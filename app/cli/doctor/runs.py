@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from app.cli.doctor.findings import Check, Finding, duration_text, error, not_checked, ok, warning
+from app.cli.doctor.findings import Check, Finding, Start, duration_text, error, not_checked, ok, start_fix, warning
 from inference.batch import Engine, RunState, slot_after, slot_at
 from inference.batch.engines import look_for_engine, ray_address
 from inference.batch.records import RunRecord
@@ -25,7 +25,12 @@ _COMPARED_SLOTS = 24
 
 
 def check_schedule(
-    name: str, model: ModelSettings, runs: Sequence[RunRecord] | None, *, clock: Clock = system_clock
+    name: str,
+    model: ModelSettings,
+    runs: Sequence[RunRecord] | None,
+    *,
+    start: Start | None = None,
+    clock: Clock = system_clock,
 ) -> list[Finding]:
     """Return the findings about one model's runs. `runs`: newest first, None if Redis does not answer."""
     batch = model.batch
@@ -41,7 +46,7 @@ def check_schedule(
         return [*failed, ok(Check.SCHEDULE, name, "no schedule: runs start by hand")]
     latest = slot_at(batch.schedule, batch.timezone, now)
     interval_s = _shortest_interval(batch.schedule, batch.timezone, latest)
-    missed = _missed(name, runs, slot_at(batch.schedule, batch.timezone, latest - 1))
+    missed = _missed(name, runs, slot_at(batch.schedule, batch.timezone, latest - 1), start)
     return [*failed, *missed, _run_time(name, batch.schedule, interval_s, runs)]
 
 
@@ -84,12 +89,12 @@ def _held(name: str, run: RunRecord) -> Finding:
     return warning(Check.SCHEDULE, f"{name}, held run", detail, fix)
 
 
-def _missed(name: str, runs: Sequence[RunRecord], last_but_one: float) -> list[Finding]:
+def _missed(name: str, runs: Sequence[RunRecord], last_but_one: float, start: Start | None) -> list[Finding]:
     """Return a warning if two slots in a row had no run. A single late run may still come."""
     if not runs or runs[0].created_at >= last_but_one:
         return []
     detail = f"no run since {to_iso(runs[0].created_at)}, though two were due"
-    fix = "start beat: `forecache up`, or `python -P -m beat_schedule`"
+    fix = start_fix(start, "python -P -m beat_schedule")
     return [warning(Check.SCHEDULE, f"{name}, beat", detail, fix)]
 
 

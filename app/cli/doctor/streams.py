@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.cli.doctor.findings import Check, Finding, duration_text, error, ok, warning
+from app.cli.doctor.findings import Check, Finding, Start, duration_text, error, ok, start_fix, warning
 from inference.errors import SettingsError
 from inference.monitoring.presence import Roster
 from inference.settings import Settings
@@ -13,7 +13,9 @@ from inference.streams.opening import require_client, require_stream
 _BEHIND_S = 60.0
 
 
-def check_stream(settings: Settings, name: str, listeners: Roster | None, lag: Lag | None) -> list[Finding]:
+def check_stream(
+    settings: Settings, name: str, listeners: Roster | None, lag: Lag | None, *, start: Start | None = None
+) -> list[Finding]:
     """Return the findings about one stream. `listeners`, `lag`: None if they are not known."""
     where = f"[streams.{name}]"
     try:
@@ -25,7 +27,7 @@ def check_stream(settings: Settings, name: str, listeners: Roster | None, lag: L
         fix = f"correct {where} {problem.field or 'url'}, or start what it names"
         return [error(Check.STREAM, name, problem.message, fix)]
     if listeners is not None and not listeners.alive:
-        return [warning(Check.STREAM, name, "nobody listens to it", "start `forecache up`, or `forecache listen`")]
+        return [warning(Check.STREAM, name, "nobody listens to it", start_fix(start, "forecache listen"))]
     if lag is not None and lag.oldest_s > _BEHIND_S:
         detail = f"its oldest message has waited for {duration_text(lag.oldest_s)}"
         return [warning(Check.STREAM, name, detail, "see the listener's log; if it works, start another listener")]

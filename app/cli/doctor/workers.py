@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 from celery.exceptions import NotRegistered
 
-from app.cli.doctor.findings import Check, Finding, at_once, duration_text, error, not_checked, ok, warning
+from app.cli.doctor.findings import (
+    STARTS_WITHIN_S,
+    Check,
+    Finding,
+    Start,
+    at_once,
+    duration_text,
+    error,
+    not_checked,
+    ok,
+    start_fix,
+    warning,
+)
+from app.local.up import find_up
 from inference.clock import Clock, system_clock
 from inference.errors import DeadlineExceeded
 from inference.failures import sentence_of
@@ -25,11 +38,27 @@ _NO_REQUESTS = {
 }
 
 
+def find_start(settings: Settings, rosters: Collection[Roster], *, clock: Clock = system_clock) -> Start | None:
+    """Return the last start of the deployment, None if none is known.
+
+    It is that of `forecache up` in this folder, or of processes elsewhere if none of them is older than a minute.
+    `rosters`: of all kinds of processes.
+    """
+    up = find_up(settings.state_dir)
+    if up is not None:
+        return Start(f"`forecache up` (pid {up.pid})", max(clock() - up.since, 0.0))
+    started = [process.started_at for roster in rosters for process in roster.alive]
+    # if a process is older, others die and are restarted
+    age_s = max(clock() - min(started), 0.0) if started else None
+    return None if age_s is None or age_s >= STARTS_WITHIN_S else Start("the deployment", age_s)
+
+
 def check_workers(
     settings: Settings,
     rosters: Mapping[str, Roster] | None,
     active: Mapping[str, int | None],
     *,
+    start: Start | None = None,
     clock: Clock = system_clock,
 ) -> list[Finding]:
     """Return a finding for each live worker, and one for each queue without workers.
@@ -45,7 +74,7 @@ def check_workers(
             most_s = settings.workers.load_timeout
             findings.extend(_check_one(queue, worker, expected, clock(), most_s) for worker in roster.alive)
         else:
-            findings.append(_no_worker(settings, queue, roster))
+            findings.append(_no_worker(settings, queue, roster, start))
     return findings
 
 
@@ -83,13 +112,13 @@ def _check_one(queue: str, worker: WorkerBeat, active: Mapping[str, int | None],
     return ok(Check.WORKERS, subject, detail)
 
 
-def _no_worker(settings: Settings, queue: str, roster: Roster) -> Finding:
+def _no_worker(settings: Settings, queue: str, roster: Roster, start: Start | None) -> Finding:
     lately = ", ".join(f"{name} was heard {duration_text(age)} ago" for name, age in sorted(roster.gone.items()))
     which = "" if len(settings.realtime_queues) == 1 else f" of {', '.join(settings.models_of([queue]))}"
     worker, without = _NO_REQUESTS.get(queue, ("realtime", f"no miss{which} is computed"))
     detail = f"no worker is alive ({lately or 'none was within the last hour'}): {without}"
     option = "" if queue in (*_NO_REQUESTS, REALTIME_QUEUE) else f" -Q {queue}"
-    fix = f"start `forecache up`, or `python -P -m workers {worker}{option}`"
+    fix = start_fix(start, f"python -P -m workers {worker}{option}")
     # a model without a table has no runs
     needed = queue not in _NO_REQUESTS or any(model.features for model in settings.models.values())
     return (error if needed else warning)(Check.WORKERS, queue, detail, fix)

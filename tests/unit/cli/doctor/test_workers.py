@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
-from app.cli.doctor.findings import Finding, Status
-from app.cli.doctor.workers import check_workers
+import pytest
+
+from app.cli.doctor.findings import Finding, Start, Status
+from app.cli.doctor.workers import check_workers, find_start
+from app.local.up import LOCK, hold_lock
 from inference.monitoring.presence import Loading, Roster, WorkerBeat
 from inference.settings import Settings
 from inference.stored_data import installed_release
@@ -69,6 +74,45 @@ def test_a_queue_without_a_worker_is_an_error_that_says_when_one_was_last_heard(
     assert found.status is Status.ERROR
     assert found.detail == "no worker is alive (realtime@h pid 7 was heard 40 s ago): no miss is computed"
     assert found.fix == "start `forecache up`, or `python -P -m workers realtime`"
+
+
+@pytest.mark.parametrize(
+    ("age_s", "fix"),
+    [
+        (8.2, "`forecache up` (pid 12) began 8.2 s ago and may still be starting it: ask again in a moment"),
+        (59.9, "`forecache up` (pid 12) began 60 s ago and may still be starting it: ask again in a moment"),
+        (
+            61.0,
+            "`forecache up` (pid 12) has been running for 61 s: its lines say why; if it runs without this, start "
+            "`python -P -m workers realtime`",
+        ),
+    ],
+)
+def test_nobody_is_told_to_start_an_up_that_runs(age_s: float, fix: str) -> None:
+    start = Start("`forecache up` (pid 12)", age_s)
+    (found,) = check_workers(settings(), {"realtime": NOBODY}, {}, start=start)
+    assert (found.status, found.fix) == (Status.ERROR, fix)
+
+
+def test_an_up_in_the_folder_is_the_start_until_it_ends(tmp_path: Path) -> None:
+    folder = Settings.of_folder(tmp_path)
+    folder.state_dir.mkdir()
+    lock = folder.state_dir / LOCK
+    assert find_start(folder, []) is None
+    with hold_lock(lock):
+        began = lock.stat().st_mtime
+        assert find_start(folder, [], clock=lambda: began + 9.0) == Start(f"`forecache up` (pid {os.getpid()})", 9.0)
+    assert find_start(folder, []) is None
+    with hold_lock(lock):  # to look is not to hold it
+        pass
+
+
+def test_elsewhere_processes_that_are_all_young_are_a_start(tmp_path: Path) -> None:
+    folder = Settings.of_folder(tmp_path)
+    young, older = (Roster((worker("batch", started_at=at),), {}) for at in (1080.0, 1020.0))
+    assert find_start(folder, [NOBODY, young], clock=lambda: 1090.0) == Start("the deployment", 10.0)
+    assert find_start(folder, [young, older], clock=lambda: 1090.0) is None
+    assert find_start(folder, [NOBODY], clock=lambda: 1090.0) is None
 
 
 def test_a_models_own_queue_is_asked_for_its_workers_and_they_for_its_model_alone() -> None:
