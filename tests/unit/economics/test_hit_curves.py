@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -46,6 +47,26 @@ def sample_of(made: Accesses, rate: float = 1.0) -> AccessSample:
         day_entities={},
         since=START,
         until=START + 3 * DAY_S,
+    )
+
+
+def part_of(
+    whole: AccessSample, hashed: npt.NDArray[np.uint64], rate: float, popular: npt.NDArray[np.bool_] | None = None
+) -> AccessSample:
+    """Return the part of `rate` that the hashes choose, and the popular accesses. `hashed`: of each access's entity."""
+    popular = np.zeros(len(hashed), np.bool_) if popular is None else popular
+    kept = np.flatnonzero((hashed < int(EVERYBODY * rate)) | popular)
+    kept = kept[np.argsort(hashed[kept], kind="stable")]
+    days = np.unique((whole.begun[popular] // DAY_S).astype(int), return_counts=True)
+    return replace(
+        whole,
+        entity=hashed[kept],
+        begun=whole.begun[kept],
+        ended=whole.ended[kept],
+        accesses=whole.accesses[kept],
+        popular=popular[kept],
+        rate=rate,
+        popular_totals=dict(zip(*(each.tolist() for each in days), strict=True)),
     )
 
 
@@ -141,20 +162,7 @@ def test_the_bounds_hold_for_nearly_all_samples() -> None:
     for _ in range(100):
         popular = np.argsort(-counts)[: rng.integers(20, 60)]
         hashes = rng.permutation(3_000).astype(np.uint64) * np.uint64(EVERYBODY // 3_000)
-        is_popular, hashed = np.isin(whole.entity, popular), hashes[whole.entity.astype(int)]
-        kept = np.flatnonzero((hashed < EVERYBODY // 10) | is_popular)
-        kept = kept[np.argsort(hashed[kept], kind="stable")]
-        days = np.unique((whole.begun[is_popular] // DAY_S).astype(int), return_counts=True)
-        part = replace(
-            whole,
-            entity=hashed[kept],
-            begun=whole.begun[kept],
-            ended=whole.ended[kept],
-            accesses=whole.accesses[kept],
-            popular=is_popular[kept],
-            rate=0.1,
-            popular_totals=dict(zip(*(each.tolist() for each in days), strict=True)),
-        )
+        part = part_of(whole, hashes[whole.entity.astype(int)], 0.1, np.isin(whole.entity, popular))
         found = hit_rate(part, policy)
         within += found.low <= truth.value <= found.high
     assert within >= 88
@@ -179,18 +187,7 @@ def test_a_sample_ranks_entities_as_all_accesses_do() -> None:
     policy, errors = policy_of(1800, 2 * DAY_S, "24h"), []
     for _ in range(12):
         hashes = rng.permutation(number).astype(np.uint64) * np.uint64(EVERYBODY // number)
-        kept = np.flatnonzero((hashes[entity] < EVERYBODY // 20) | is_popular)
-        kept = kept[np.argsort(hashes[entity[kept]], kind="stable")]
-        part = replace(
-            whole,
-            entity=hashes[entity[kept]],
-            begun=whole.begun[kept],
-            ended=whole.ended[kept],
-            accesses=whole.accesses[kept],
-            popular=is_popular[kept],
-            rate=0.05,
-            popular_totals={one: int((is_popular & (day == one)).sum()) for one in set(day.tolist())},
-        )
+        part = part_of(whole, hashes[entity], 0.05, is_popular)
         for ranking in (Ranking.HOTTEST, Ranking.LATEST):
             found, true = (rank_curve(sample, policy, ranking, float(number)) for sample in (part, whole))
             assert found is not None
@@ -206,17 +203,7 @@ def test_a_day_on_which_an_entity_is_not_popular_is_no_new_beginning() -> None:
     hashed = whole.entity * np.uint64(EVERYBODY // number)
     # popular on the first and on the last day
     is_popular = (whole.begun // DAY_S).astype(int) != FIRST_DAY + 1
-    kept = np.flatnonzero((hashed < EVERYBODY // 10) | is_popular)
-    part = replace(
-        whole,
-        entity=hashed[kept],
-        begun=whole.begun[kept],
-        ended=whole.ended[kept],
-        accesses=whole.accesses[kept],
-        popular=is_popular[kept],
-        rate=0.1,
-        popular_totals=dict.fromkeys((FIRST_DAY, FIRST_DAY + 2), 24 * number),
-    )
+    part = part_of(whole, hashed, 0.1, is_popular)
     assert hit_rate(part, policy).value == pytest.approx(hit_rate(whole, policy).value, abs=0.002)
 
 
@@ -233,12 +220,7 @@ def test_an_hours_favourites_hardly_change_a_curve_if_they_are_in_the_sample() -
         hashed, counted = hashes[whole.entity.astype(int)], {}
         for one in set(day.tolist()):
             counted[one], _ = hottest(visits_at(hashed[day == one] << np.uint64(16), 0.0, EVERYBODY), 900)
-        kept = np.flatnonzero(hashed < EVERYBODY // 20)
-        kept = kept[np.argsort(hashed[kept], kind="stable")]
-        one_by_one = {"entity": hashed, "begun": whole.begun, "ended": whole.ended, "accesses": whole.accesses}
-        part = replace(
-            whole, rate=0.05, popular=whole.popular[kept], **{name: each[kept] for name, each in one_by_one.items()}
-        )
+        part = part_of(whole, hashed, 0.05)
         samples = (part, replace(part, hottest=counted))
         errors.append([hit_rate(sample, policy).value - truth for sample in samples])
     without, with_counts = np.std(errors, axis=0)
