@@ -12,8 +12,10 @@ log = get_logger(__name__)
 
 #: milliseconds to wait for a replica; a healthy one takes about one
 WAIT_MS = 500
-#: seconds without waiting after a wait in vain: a primary without replicas must not slow down every write
+#: seconds after a wait in vain in which writes wait less: a primary without replicas must not slow down every write
 PAUSE_S = 5.0
+#: milliseconds to wait meanwhile: enough for a replica that was only slow for a moment, and is well again
+BRIEF_WAIT_MS = 20
 
 
 class Replication:
@@ -23,7 +25,7 @@ class Replication:
         self._client = client
         self._key = key
         self._clock = clock
-        self._not_before = 0.0
+        self._brief_until = 0.0
 
     async def reach(self) -> None:
         """Wait until one replica has all writes so far. If none confirms in time, log it once and go on.
@@ -31,13 +33,13 @@ class Replication:
         Raises:
             StoreUnavailable: the primary does not answer any more, so a failover may have lost the writes.
         """
-        if self._clock() < self._not_before:
-            return
-        if await self._client.await_replicas(self._key, WAIT_MS):
-            if self._not_before:
+        is_brief = self._clock() < self._brief_until
+        if await self._client.await_replicas(self._key, BRIEF_WAIT_MS if is_brief else WAIT_MS):
+            if self._brief_until:
                 log.info("redis.replicated_again")
-            self._not_before = 0.0
+            self._brief_until = 0.0
             return
-        if not self._not_before:
+        if not self._brief_until:
             log.warning("redis.not_replicated", error=f"no replica confirmed a write within {WAIT_MS} ms")
-        self._not_before = self._clock() + PAUSE_S
+        if not is_brief:
+            self._brief_until = self._clock() + PAUSE_S

@@ -151,6 +151,31 @@ async def test_without_a_replica_writes_wait_once_and_go_on(
     assert capsys.readouterr().out.count("redis.not_replicated") == 1
 
 
+async def test_a_replica_that_was_slow_for_a_moment_confirms_the_next_writes(
+    pair: tuple[RedisServer, RedisServer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    primary, replica = pair
+    assert replica.process
+    async with open_async_client(primary.url(), REQUEST) as client:
+        # no time passes: all this is right after the wait in vain
+        replication = Replication(client, "note", clock=lambda: 100.0)
+        replica.process.send_signal(signal.SIGSTOP)
+        try:
+            await replication.reach()
+        finally:
+            replica.process.send_signal(signal.SIGCONT)
+        for number in range(500):  # a busy machine wakes the replica late
+            await client.set("told", f"{number}")
+            await replication.reach()
+            if "redis.replicated_again" in capsys.readouterr().out:
+                break
+            await asyncio.sleep(0.01)
+        else:
+            pytest.fail("no write was confirmed")
+        with Client.from_url(replica.url()) as copy:
+            assert copy.get("told") == f"{number}".encode()
+
+
 def test_without_sentinels_an_outage_names_none_of_their_clients() -> None:
     with (
         open_client("redis+sentinel://:hush@127.0.0.1:1,127.0.0.1:2/cache/0", REQUEST) as client,
