@@ -24,10 +24,20 @@ from app.api.schemas import HitRateBody, JsonResponse
 from inference.batch import RunState
 from inference.deployment import Deployment
 from inference.errors import BrokerUnavailable
-from inference.monitoring.counters import FALLBACKS, PARITY, Histogram, ParityResult, counted
+from inference.monitoring.counters import (
+    CALLS,
+    FALLBACKS,
+    PARITY,
+    Histogram,
+    ParityResult,
+    counts_of_kind,
+    version_latency,
+)
 from inference.monitoring.presence import API_PROCESSES, LISTENERS, Roster
 from inference.monitoring.statistics import MAX_WINDOW_S, USUAL_WINDOW_S, Statistics
+from inference.outcomes import Outcome
 from inference.serving.worker_client import BreakerState
+from inference.store import Manifest, Pointer
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -68,9 +78,9 @@ class HitCollector(Collector):
         age = _histogram("prediction_age_seconds", "How old predictions were when they were answered.")
         for model in self._models:
             totals = self._hits.totals(model)
-            for (name, said), count in counted(totals, FALLBACKS).items():
+            for (name, said), count in counts_of_kind(totals, FALLBACKS).items():
                 fallbacks.add_metric([model, name, said], count)
-            again = counted(totals, PARITY)
+            again = counts_of_kind(totals, PARITY)
             for path, result in product(("batch", "realtime"), ParityResult):
                 # also 0, before the first one: Prometheus sees no increase when a counter appears
                 parity.add_metric([model, path, result.value], again.get((path, result.value), 0))
@@ -82,7 +92,7 @@ class HitCollector(Collector):
                 ratio.add_metric([model], recent.hit_rate)
             histograms = ever.hit_latency, ever.miss_latency, ever.age
             for family, histogram in zip((hit_latency, miss_latency, age), histograms, strict=True):
-                family.add_metric([model], _cumulative(histogram), sum_value=histogram.sum)
+                family.add_metric([model], _cumulative(histogram, _MERGED), sum_value=histogram.sum)
         yield from (answered, ratio, hit_latency, miss_latency, age, fallbacks, parity)
 
 
@@ -117,13 +127,13 @@ _RUNS_SEEN = 10
 
 
 class RunCollector(Collector):
-    """The newest run of every model that may serve, and the generation that does."""
+    """The newest run of every model that may serve."""
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics; a model without a run or generation has none."""
+        """Yield the metrics; a model without a run has none."""
         states = GaugeMetricFamily(
             "forecache_last_run_state", "1 for the state that the newest run is in.", labels=["model", "state"]
         )
@@ -132,9 +142,6 @@ class RunCollector(Collector):
         done = _of_model("forecache_last_run_rows_done", "Rows that the newest run is done with.")
         quarantined = _of_model("forecache_last_run_rows_quarantined", "Rows that the newest run could not score.")
         outside = _of_model("forecache_last_run_rows_outside", "Rows outside the newest run's active set.")
-        generation = _of_model("forecache_generation", "Number of the generation that serves.")
-        created_at = _of_model("forecache_generation_created_timestamp_seconds", "When that generation was begun.")
-        expires_at = _of_model("forecache_generation_expires_timestamp_seconds", "When Redis forgets that generation.")
         for model in self._deployment.settings.models:
             runs = self._deployment.runs.list(model, limit=_RUNS_SEEN)
             if run := next((run for run in runs if not run.shadow), None):
@@ -146,13 +153,84 @@ class RunCollector(Collector):
                 done.add_metric([model], run.rows_done)
                 quarantined.add_metric([model], run.rows_quarantined)
                 outside.add_metric([model], run.rows_outside)
-            table = self._deployment.predictions(model)
-            current = table.pointer().current
-            if current is not None and (manifest := table.generations.manifest(current)):
+        yield from (states, asked_at, rows, done, quarantined, outside)
+
+
+class ServingCollector(Collector):
+    """The generation that serves."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics; a model without a generation has none."""
+        generation = _of_model("forecache_generation", "Number of the generation that serves.")
+        version = _of_model("forecache_generation_model_version", "Model version that computed that generation.")
+        created_at = _of_model("forecache_generation_created_timestamp_seconds", "When that generation was begun.")
+        expires_at = _of_model("forecache_generation_expires_timestamp_seconds", "When Redis forgets that generation.")
+        for model in self._deployment.settings.models:
+            _, manifest = _serving(self._deployment, model)
+            if manifest is not None:
                 generation.add_metric([model], manifest.number)
+                version.add_metric([model], manifest.model_version)
                 created_at.add_metric([model], manifest.created_at)
                 expires_at.add_metric([model], manifest.deadline)
-        yield from (states, asked_at, rows, done, quarantined, outside, generation, created_at, expires_at)
+        yield from (generation, version, created_at, expires_at)
+
+
+class VersionCollector(Collector):
+    """How each model version in service fares: its answers, its failures, its latencies.
+
+    In service are the versions that live workers hold, the active one, and that of the generation that serves. So a
+    model has few of them, however many there have been.
+    """
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics; a model without a version has none."""
+        active = _of_model("forecache_active_model_version", "Model version that computes answers on demand.")
+        answered = _counter(
+            "version_predictions", "Requests that got a prediction of this version, by outcome.", "version", "outcome"
+        )
+        failures = _counter(
+            "version_failures", "Rows that real-time workers could not compute, by this version's fault.", "version"
+        )
+        latency = _histogram(
+            "version_latency_seconds",
+            "From a task of real-time workers to its answer, by the called version.",
+            "version",
+        )
+        rosters = [self._deployment.presence.roster(queue) for queue in self._deployment.settings.queues]
+        for model in self._deployment.settings.models:
+            pointer, manifest = _serving(self._deployment, model)
+            if pointer.active_version is not None:
+                active.add_metric([model], pointer.active_version)
+            held = {version for one in rosters for worker in one.alive for version in worker.versions.get(model, ())}
+            versions = held | {pointer.active_version, manifest and manifest.model_version}
+            totals = self._deployment.hits.totals(model)
+            by_version = Statistics.of(totals).versions
+            for version in sorted(filter(None, versions)):
+                labels = [model, str(version)]
+                outcomes = by_version[version].outcomes if version in by_version else {}
+                for outcome in _OF_VERSIONS:
+                    # also 0, as for parity
+                    answered.add_metric([*labels, outcome.value], outcomes.get(outcome, 0))
+                failures.add_metric(labels, totals.get(f"{CALLS}:{version}:failed", 0))
+                took = version_latency(version).histogram(totals)
+                latency.add_metric(labels, _cumulative(took), sum_value=took.sum)
+        yield from (active, answered, failures, latency)
+
+
+#: the outcomes of answers that a version computed
+_OF_VERSIONS = (Outcome.HIT_BATCH, Outcome.HIT_REALTIME, Outcome.COMPUTED, Outcome.STALE, Outcome.PREVIOUS)
+
+
+def _serving(deployment: Deployment, model: str) -> tuple[Pointer, Manifest | None]:
+    table = deployment.predictions(model)
+    pointer = table.pointer()
+    return pointer, None if pointer.current is None else table.generations.manifest(pointer.current)
 
 
 class QueueCollector(Collector):
@@ -285,15 +363,27 @@ def _counter(name: str, text: str, *labels: str) -> CounterMetricFamily:
     return CounterMetricFamily(f"forecache_{name}", f"{text} {_DEPLOYMENT_WIDE}", labels=["model", *labels])
 
 
-def _histogram(name: str, text: str) -> HistogramMetricFamily:
-    return HistogramMetricFamily(f"forecache_{name}", f"{text} {_DEPLOYMENT_WIDE}", labels=["model"])
+def _histogram(name: str, text: str, *labels: str) -> HistogramMetricFamily:
+    return HistogramMetricFamily(f"forecache_{name}", f"{text} {_DEPLOYMENT_WIDE}", labels=["model", *labels])
 
 
-def _cumulative(counted: Histogram) -> list[tuple[str, float]]:
-    """Return Prometheus' buckets: each upper bound, and the number of values up to it."""
+def _cumulative(counted: Histogram, merged: int = 1) -> list[tuple[str, float]]:
+    """Return Prometheus' buckets: each upper bound, and the number of values up to it. `merged`: ours in each."""
     bounds, counts = counted.scale.bounds, counted.counts
-    merged = range(_MERGED - 1, len(bounds), _MERGED)
-    return [*((f"{bounds[n]:.4g}", sum(counts[: n + 1])) for n in merged), ("+Inf", counted.total)]
+    ends = range(merged - 1, len(bounds), merged)
+    return [*((f"{bounds[n]:.4g}", sum(counts[: n + 1])) for n in ends), ("+Inf", counted.total)]
+
+
+#: all that `/metrics` consists of
+COLLECTORS = (
+    HitCollector,
+    PromiseCollector,
+    RunCollector,
+    ServingCollector,
+    VersionCollector,
+    QueueCollector,
+    StreamCollector,
+)
 
 
 class MetricsResponse(Response):
@@ -306,8 +396,7 @@ class MetricsResponse(Response):
 async def get_metrics(process: Process) -> Response:
     """Return the metrics in Prometheus' text format."""
     deployment = process.deployment
-    of_models = HitCollector(deployment), PromiseCollector(deployment), RunCollector(deployment)
-    collectors = *of_models, QueueCollector(deployment), StreamCollector(deployment)
+    collectors = [kind(deployment) for kind in COLLECTORS]
 
     def scrape() -> bytes:
         registry = CollectorRegistry(auto_describe=False)

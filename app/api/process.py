@@ -38,6 +38,7 @@ from inference.redis.clock import RedisClock
 from inference.redis.keys import TableKind
 from inference.redis.replication import Replication
 from inference.serving import PredictionService
+from inference.serving.answers import failed_by_version
 from inference.serving.job_queue import Enqueue, JobQueue
 from inference.serving.model_service import TableReader
 from inference.serving.worker_client import Submit
@@ -186,13 +187,19 @@ def _itself() -> WorkerBeat:
 
 
 def _counting(submit: Submit, recorder: HitRecorder) -> Submit:
-    """Return `submit` that also counts the sizes of micro-batches."""
+    """Return `submit` that also counts the sizes of micro-batches, and how each model version fared with them."""
 
     async def counted(task: str, kwargs: Mapping[str, Any], *, deadline: float, timeout_s: float) -> dict[str, Any]:
-        rows = kwargs.get("entity_ids") or kwargs.get("instances") or ()
-        if kwargs.get("predict", True):
-            recorder.record_micro_batch(kwargs["model"], len(rows) or packed_rows(kwargs["inputs"]))
-        return await submit(task, kwargs, deadline=deadline, timeout_s=timeout_s)
+        if not kwargs.get("predict", True):
+            return await submit(task, kwargs, deadline=deadline, timeout_s=timeout_s)
+        model, entity_ids = kwargs["model"], kwargs.get("entity_ids")
+        rows = len(entity_ids or kwargs.get("instances") or ()) or packed_rows(kwargs["inputs"])
+        recorder.record_micro_batch(model, rows)
+        sent = time.perf_counter()
+        result = await submit(task, kwargs, deadline=deadline, timeout_s=timeout_s)
+        brought = not entity_ids or bool(kwargs.get("overrides"))
+        recorder.record_versions(model, failed_by_version(result, rows, brought=brought), time.perf_counter() - sent)
+        return result
 
     return counted
 

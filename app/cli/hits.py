@@ -70,10 +70,10 @@ def _cells(counts: HitCounts) -> list[Any]:
 
 def _by_name(fields: Mapping[str, int], kind: str) -> dict[str, dict[str, int]]:
     """Return the counts of one kind: name → outcome → count."""
-    from inference.monitoring.counters import counted
+    from inference.monitoring.counters import counts_of_kind
 
     found: dict[str, dict[str, int]] = {}
-    for (name, outcome), count in sorted(counted(fields, kind).items()):
+    for (name, outcome), count in sorted(counts_of_kind(fields, kind).items()):
         found.setdefault(name, {})[outcome] = count
     return found
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -99,6 +100,15 @@ MISS_LATENCY = Scale("miss_s", 0.00025, 2**0.25, 64, sum_unit=1e-6)
 AGE = Scale("age_s", 1.0, 2**0.5, 43)
 #: entities or instances in one task message of the real-time queue
 MICRO_BATCH = Scale("rows", 1.0, 2.0, 14)
+#: prefix of the fields that count what real-time workers did with a model version; VERSION:failed (rows), and the
+#: buckets of `version_latency` follow
+CALLS = "calls"
+
+
+@lru_cache(maxsize=256)
+def version_latency(version: int) -> Scale:
+    """Return the seconds from a task of real-time workers until its answer, 1 ms to 16 s, if they called a version."""
+    return Scale(f"{CALLS}:{version}", 0.001, 2.0, 16, sum_unit=1e-6)
 
 
 @dataclass(frozen=True)
@@ -194,6 +204,14 @@ class HitRecorder:
     def record_micro_batch(self, model: str, rows: int) -> None:
         """Count one message to the real-time workers."""
         MICRO_BATCH.add(self._counts[model], rows)
+
+    def record_versions(self, model: str, failed: Mapping[int, int], took_s: float) -> None:
+        """Count one task of real-time workers. `failed`: of each version that they called, the rows that failed."""
+        counts = self._counts[model]
+        for version, rows in failed.items():
+            version_latency(version).add(counts, took_s)
+            if rows:
+                counts[f"{CALLS}:{version}:failed"] += rows
 
     def record_tensors(
         self, model: str, version: int, took_s: float, *, rows: int, calls: int, spent: Mapping[str, int]
@@ -387,7 +405,7 @@ class TensorRequests:
         """Return version → requests; version 0: requests for the active version, whichever it was, that failed."""
         known = {one.name for one in dataclasses.fields(cls)}
         found: defaultdict[int, dict[str, int]] = defaultdict(dict)
-        for (version, name), count in counted(totals, TENSORS).items():
+        for (version, name), count in counts_of_kind(totals, TENSORS).items():
             if version.isdecimal() and name in known:
                 found[int(version)][name] = count
         return {version: cls(**counts) for version, counts in found.items()}
@@ -426,7 +444,7 @@ class MinuteCounts:
             log.warning("counts.dropped", kind=kind, error=error.message)
 
 
-def counted(fields: Mapping[str, int], kind: str) -> dict[tuple[str, str], int]:
+def counts_of_kind(fields: Mapping[str, int], kind: str) -> dict[tuple[str, str], int]:
     """Return a kind's counts from summed fields, by (name, outcome)."""
     found = {}
     for field, count in fields.items():

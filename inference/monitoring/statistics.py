@@ -22,7 +22,7 @@ from inference.monitoring.counters import (
     MISS_LATENCY,
     VERSIONS,
     Histogram,
-    counted,
+    counts_of_kind,
 )
 from inference.outcomes import Outcome
 from inference.redis.clients import Client
@@ -105,7 +105,7 @@ class Statistics:
 
 def _by_version(fields: Mapping[str, int]) -> dict[int, HitCounts]:
     found: dict[int, dict[Outcome, int]] = {}
-    for (version, outcome), count in counted(fields, VERSIONS).items():
+    for (version, outcome), count in counts_of_kind(fields, VERSIONS).items():
         if version.isdecimal() and outcome in _OUTCOMES:
             found.setdefault(int(version), {})[Outcome(outcome)] = count
     return {version: HitCounts(found[version]) for version in sorted(found)}
@@ -171,7 +171,7 @@ class HitWindows:
         return Statistics.of(self.fields(model, window_s))
 
     def fields(self, model: str, window_s: float) -> Fields:
-        """Return the sum of every field in the window, including workers' counts (see `counted`).
+        """Return the sum of every field in the window, including workers' counts (see `counts_of_kind`).
 
         Raises:
             StoreUnavailable: Redis did not answer.

@@ -63,6 +63,7 @@ slot. Only the rows are spread over all slots, P:T:g:N:{B} and P:T:o:ID, whose `
 | P:h:M:MINUTE     | hash   | outcome → count; hit_s:B, miss_s:B,      | 8 days                | API processes         |
 |                  |        | age_s:B, rows:B (bucket B) → count       |                       |                       |
 |                  |        | version:V:OUTCOME → answers;             |                       | API processes         |
+|                  |        | calls:V:failed → rows, calls:V:B → tasks |                       | API processes         |
 |                  |        | fallback:NAME:OUTCOME → entities;        |                       | real-time workers     |
 |                  |        | parity:PATH:RESULT → answers             |                       | workers               |
 | P:h:M:total      | hash   | the same fields, summed over all time    | for good              | all of these          |

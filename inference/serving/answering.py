@@ -69,15 +69,13 @@ class Answers:
 
     def _item(self, position: int, entity_id: str | None) -> dict[str, Any]:
         error = self.errors.get(position)
+        item: dict[str, Any] = {"entity_id": entity_id}
         if error is not None:
-            return {"entity_id": entity_id, "error": error.to_json()}
-        item = {
-            "entity_id": entity_id,
-            "prediction": self.predictions[position],
-            "as_of": self.as_of[position],
-        }
-        if position in self.imputed:
-            item["imputed_features"] = self.imputed[position]
+            item["error"] = error.to_json()
+        else:
+            item["prediction"], item["as_of"] = self.predictions[position], self.as_of[position]
+            if position in self.imputed:
+                item["imputed_features"] = self.imputed[position]
         if position in self.versions:
             item["model_version"] = self.versions[position]
         return item

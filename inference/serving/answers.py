@@ -13,7 +13,17 @@ from typing import Any, NamedTuple
 import orjson
 
 from inference.clock import to_iso
-from inference.errors import BadInput, Defect, ForecacheError, Unavailable, reported_error
+from inference.errors import (
+    ERRORS_BY_CODE,
+    BadInput,
+    ContractError,
+    Defect,
+    ForecacheError,
+    ModelError,
+    PredictionFailed,
+    Unavailable,
+    reported_error,
+)
 from inference.outcomes import AnswerSource, Outcome
 from inference.protocols.tensors import unpack
 from inference.schema import Block
@@ -168,6 +178,27 @@ def replies_from_result(result: Mapping[str, Any], rows: int) -> list[Reply]:
             failed = Defect(f"a worker answered {len(items)} of {rows} rows")
             return [failed] * rows
         return [_reply(item, result) for item in items]
+
+
+def failed_by_version(result: Mapping[str, Any], rows: int, *, brought: bool) -> dict[int, int]:
+    """Return each version that a worker called for a task, and how many of the `rows` failed by its fault.
+
+    `brought`: the features come from the request, so the client is at fault if they do not fit. Empty if the result,
+    that of `RealtimeScorer` or `TensorScorer`, names no version or cannot be read.
+    """
+    faults = PredictionFailed if brought else (PredictionFailed, ContractError, ModelError)
+    found: dict[int, int] = {}
+    try:
+        # one result for all rows of tensors
+        items = result.get("predictions", [result] * rows)
+        for item in items:
+            error, version = item.get("error"), item.get("model_version") or result.get("model_version")
+            if type(version) is int:
+                failed = error is not None and issubclass(ERRORS_BY_CODE.get(error.get("code"), Defect), faults)
+                found[version] = found.get(version, 0) + failed
+    except UNREADABLE:  # the request gets an error that says so
+        return {}
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -341,7 +341,8 @@ class TensorScorer:
     """Computes tensors unchanged: the model gets NaN too, and all its outputs are returned.
 
     A result is `{"model", "model_version", "outputs", "spent_us"}` with packed tensors and the microseconds for reading
-    the inputs, computing, and packing the outputs, or `{"error"}` with its code and message.
+    the inputs, computing, and packing the outputs, or `{"error"}` with its code and message, and `"model_version"` if
+    the model was called.
     Each message is a call of its own, so that tensors of different shapes never meet.
     """
 
@@ -359,6 +360,7 @@ class TensorScorer:
         `deadline`: epoch seconds in Redis time; after it, the model is not called. `signature`: one of a SavedModel's,
         which takes tensors of any shape; None for the model's own, which takes rows as declared.
         """
+        loaded = None
         try:
             check_tensor_message(model=model, deadline=deadline, version=version, signature=signature)
             self._settings.model(model)
@@ -377,7 +379,8 @@ class TensorScorer:
             if isinstance(error, PredictionFailed):
                 # clients never see the model's own message: it belongs here
                 log.warning("prediction.failed", model=model, error=error.message)
-            return {"error": error.to_json()}
+            called = {} if loaded is None else {"model_version": loaded.record.version}
+            return {"error": error.to_json(), **called}
         except Exception as error:  # noqa: BLE001 - `defect` logs it
             return {"error": defect(self._defects, error, model).to_json()}
         spent_us = [round((end - start) * 1e6) for start, end in pairwise(times)]

@@ -12,7 +12,8 @@ from inference.monitoring.counters import (
     PARITY,
     HitRecorder,
     MinuteCounts,
-    counted,
+    counts_of_kind,
+    version_latency,
 )
 from inference.monitoring.statistics import POINT_MINUTES, HitWindows
 from inference.outcomes import Outcome
@@ -154,6 +155,19 @@ async def test_minutes_that_are_over_are_read_once_and_late_ones_again(
     assert windows.read("delay", 3600).total == 2
 
 
+async def test_the_tasks_of_a_version_and_the_rows_it_failed_on_add_up(
+    recorder: HitRecorder, redis_client: Client, clock: Clock
+) -> None:
+    recorder.record_versions("delay", {3: 0}, 0.012)
+    recorder.record_versions("delay", {3: 2, 4: 0}, 0.5)
+    await recorder.flush()
+    totals = HitWindows(redis_client, KEYS, clock).totals("delay")
+    third, fourth = (version_latency(version).histogram(totals) for version in (3, 4))
+    assert (third.total, fourth.total) == (2, 1)
+    assert third.sum == pytest.approx(0.512)
+    assert {field: count for field, count in totals.items() if "failed" in field} == {"calls:3:failed": 2}
+
+
 def test_what_workers_count_joins_the_minute_and_the_totals_of_its_model_and_expires(
     redis_client: Client, clock: Clock
 ) -> None:
@@ -163,10 +177,10 @@ def test_what_workers_count_joins_the_minute_and_the_totals_of_its_model_and_exp
     clock.now += 60
     counts.add("delay", FALLBACKS, {"sql:found": 4})
     counts.add("other", FALLBACKS, {"sql:found": 100})
-    assert counted(windows.fields("delay", 0), FALLBACKS) == {("sql", "found"): 4}
+    assert counts_of_kind(windows.fields("delay", 0), FALLBACKS) == {("sql", "found"): 4}
     for fields in (windows.fields("delay", 300), windows.totals("delay")):
-        assert counted(fields, FALLBACKS) == {("sql", "found"): 7, ("my:table", "not_found"): 1}
-        assert counted(fields, PARITY) == {("batch", "agreed"): 5}
+        assert counts_of_kind(fields, FALLBACKS) == {("sql", "found"): 7, ("my:table", "not_found"): 1}
+        assert counts_of_kind(fields, PARITY) == {("batch", "agreed"): 5}
     minutes = [KEYS.hits("delay", int(clock.now // 60) - back) for back in (0, 1)]
     assert all(7 * 24 * 3600 < redis_client.ttl(key) <= 8 * 24 * 3600 for key in minutes)
     assert redis_client.ttl(KEYS.hit_totals("delay")) == -1
@@ -174,7 +188,7 @@ def test_what_workers_count_joins_the_minute_and_the_totals_of_its_model_and_exp
 
 def test_counts_without_an_outcome_are_not_taken_for_one() -> None:
     fields = {"fallback:sql": 1, "fallback": 2, "hit_batch": 3, "parity:a:b": 4, "fallback:a:b": 5, "rows:3": 6}
-    assert counted(fields, FALLBACKS) == {("a", "b"): 5}
+    assert counts_of_kind(fields, FALLBACKS) == {("a", "b"): 5}
 
 
 def test_an_outage_drops_a_workers_counts_and_hurts_nobody() -> None:

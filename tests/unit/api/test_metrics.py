@@ -16,12 +16,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from app.api.metrics import HitCollector, PromiseCollector, QueueCollector, RunCollector
+from app.api.metrics import COLLECTORS
 from inference.batch import RunState, RunView
 from inference.economics.promises import Day, DayFigures
 from inference.errors import BrokerUnavailable
 from inference.gpus import GpuUse
-from inference.monitoring.counters import AGE, HIT_LATENCY, MISS_LATENCY
+from inference.monitoring.counters import AGE, HIT_LATENCY, MISS_LATENCY, version_latency
 from inference.monitoring.presence import API_PROCESSES, Roster, WorkerBeat
 from inference.monitoring.queues import QueueState
 from inference.monitoring.statistics import HitCounts
@@ -34,12 +34,23 @@ RULES = Path(__file__).parents[3] / "docker" / "prometheus" / "alerts.yml"
 GPU = GpuUse(0, "H100", 3 << 30, 80 << 30, 0.25)
 
 
+#: version 3 is on trial, version 1 is gone
+BY_VERSION = {
+    "version:1:hit_batch": 100,
+    "version:2:hit_batch": 3,
+    "version:3:computed": 1,
+    "calls:3:failed": 2,
+    version_latency(3).field_of(0.012): 5,
+    version_latency(3).sum_field: 60_000,
+}
+
+
 class FakeHits:
     """A model with 3 hits and a miss ever, of which nothing was within the last five minutes for `idle`."""
 
     def totals(self, model: str) -> Mapping[str, int]:
         latencies = {HIT_LATENCY.field_of(0.0009): 3, MISS_LATENCY.field_of(0.012): 1, AGE.field_of(3600): 4}
-        return {Outcome.HIT_BATCH.value: 3, Outcome.COMPUTED.value: 1, **latencies}
+        return {Outcome.HIT_BATCH.value: 3, Outcome.COMPUTED.value: 1, **latencies, **BY_VERSION}
 
     def read(self, model: str, window_s: float) -> HitCounts:
         return HitCounts({} if model == "idle" else {Outcome.HIT_BATCH: 3, Outcome.COMPUTED: 1})
@@ -48,7 +59,7 @@ class FakeHits:
 def beat(name: str, *, ready: bool = True) -> WorkerBeat:
     return WorkerBeat(
         name=name, process="gpu", queues=("batch",), host="h1", pid=1, release=None, started_at=0.0, ready=ready,
-        versions={}, gpus=(GPU,),
+        versions={"delay": (2, 3)}, gpus=(GPU,),
     )  # fmt: skip
 
 
@@ -75,14 +86,14 @@ class FakeTable:
         self.current = None if model == "idle" else 7
 
     def pointer(self) -> Pointer:
-        return Pointer(self.current)
+        return Pointer(self.current, active_version=self.current and 4)
 
     @property
     def generations(self) -> Any:
         return self
 
     def manifest(self, number: int) -> Manifest:
-        return manifest_of(number, created_at=1000.0, deadline=2000.0)
+        return replace(manifest_of(number, created_at=1000.0, deadline=2000.0), model_version=2)
 
 
 PROMISED = DayFigures("hybrid", 0.95, 120.5, "USD", 10.0, 0.5)
@@ -107,8 +118,8 @@ def deployment(newest_run: RunView = FAILED, queue_states: Callable[[], list[Que
 def scraped(of: Any = None) -> list[Sample]:
     """The samples of one scrape, read back by Prometheus' own parser."""
     registry, of = CollectorRegistry(auto_describe=False), of or deployment()
-    for collector in (HitCollector(of), PromiseCollector(of), RunCollector(of), QueueCollector(of)):
-        registry.register(collector)
+    for kind in COLLECTORS:
+        registry.register(kind(of))
     text = generate_latest(registry).decode()
     return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
@@ -148,6 +159,33 @@ def test_latencies_and_ages_are_histograms_in_seconds() -> None:
     assert {value for bound, value in buckets.items() if bound > 0.001} == {3.0}
     assert told["forecache_miss_latency_seconds_bucket{le=+Inf,model=delay}"] == 1
     assert told["forecache_prediction_age_seconds_bucket{le=+Inf,model=delay}"] == 4
+
+
+def test_each_version_in_service_has_its_answers_failures_and_latencies_and_a_past_one_has_none() -> None:
+    told = scrape()
+    assert told["forecache_version_predictions_total{model=delay,outcome=hit_batch,version=2}"] == 3
+    assert told["forecache_version_predictions_total{model=delay,outcome=computed,version=3}"] == 1
+    assert told["forecache_version_failures_total{model=delay,version=2}"] == 0
+    assert told["forecache_version_failures_total{model=delay,version=3}"] == 2
+    latency = "forecache_version_latency_seconds"
+    assert told[f"{latency}_bucket{{le=0.008,model=delay,version=3}}"] == 0
+    assert told[f"{latency}_bucket{{le=0.016,model=delay,version=3}}"] == 5
+    assert told[f"{latency}_count{{model=delay,version=3}}"] == 5
+    assert told[f"{latency}_sum{{model=delay,version=3}}"] == pytest.approx(0.06)
+    assert {
+        name for name in told if "version=" in name and not re.search(r"model=delay.*,version=[234]}", name)
+    } == set()
+    assert len([name for name in told if "version=3" in name]) == 24
+
+
+def test_a_version_that_no_worker_holds_stays_while_its_generation_serves_or_it_is_active() -> None:
+    nobody = deployment()
+    nobody.presence = SimpleNamespace(roster=lambda _: Roster((), {}))
+    told = scrape(nobody)
+    assert {re.search(r"version=(\d)", name)[1] for name in told if "version=" in name} == {"2", "4"}  # type: ignore[index]
+    assert told["forecache_generation_model_version{model=delay}"] == 2
+    assert told["forecache_active_model_version{model=delay}"] == 4
+    assert "forecache_active_model_version{model=idle}" not in told
 
 
 def test_yesterdays_promise_is_told_with_what_came_if_that_is_known() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from inference.clock import to_iso
 from inference.outcomes import AnswerSource, Outcome
 from inference.serving import Answer
+from inference.serving.answers import failed_by_version
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 instants = st.floats(0, 4e9)
@@ -72,3 +73,43 @@ def test_each_outcome_says_whether_it_is_a_hit_stale_or_less_than_asked_for(outc
     assert outcome.is_hit == outcome.value.startswith("hit_")
     assert outcome.is_stale == (outcome in (Outcome.STALE, Outcome.PREVIOUS))
     assert outcome.is_degraded == (outcome in (Outcome.STALE, Outcome.PREVIOUS, Outcome.DEFAULT))
+
+
+def result(*items: dict[str, Any], version: Any = 3) -> dict[str, Any]:
+    return {"model": "delay", "model_version": version, "computed_at": 1.0, "predictions": list(items)}
+
+
+GOOD = {"prediction": 1.0, "as_of": 1.0}
+
+
+def bad(code: str, **more: Any) -> dict[str, Any]:
+    return {"error": {"code": code, "message": "no"}, **more}
+
+
+@pytest.mark.parametrize(
+    ("told", "failed"),
+    [
+        (result(GOOD, GOOD), {3: 0}),
+        (result(GOOD, bad("prediction-failed"), bad("model-out-of-memory")), {3: 2}),
+        # neither the entity, nor an outage, nor our own fault is the version's
+        (result(bad("unknown-entity"), bad("store-unavailable"), bad("internal"), bad("nobody-knows")), {3: 0}),
+        # the canary computed two of them
+        (result(GOOD, {**GOOD, "model_version": 4}, bad("prediction-failed", model_version=4)), {3: 0, 4: 1}),
+        (result(bad("unknown-model"), version=None), {}),
+        ({"model_version": 3, "outputs": {}}, {3: 0}),
+        ({"error": {"code": "prediction-failed"}, "model_version": 3}, {3: 7}),
+        ({"error": {"code": "not-found"}}, {}),
+        (result(GOOD, version="3"), {}),
+        ({"predictions": [1]}, {}),
+        ({"predictions": None}, {}),
+        (result({"error": 5}), {}),
+    ],
+)
+def test_the_rows_that_a_version_failed_on_are_counted(told: dict[str, Any], failed: dict[int, int]) -> None:
+    assert failed_by_version(told, 7, brought=True) == failed
+
+
+def test_features_that_do_not_fit_are_the_versions_fault_unless_the_client_brought_them() -> None:
+    refused = result(bad("bad-features"))
+    assert failed_by_version(refused, 1, brought=True) == {3: 0}
+    assert failed_by_version(refused, 1, brought=False) == {3: 1}
