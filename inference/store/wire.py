@@ -41,15 +41,11 @@ def encode_window(
     """
     if len(ids) == 0:
         return
-    bucket = buckets_of(ids, buckets)
-    order = _order(bucket, nodes)
-    bucket = bucket[order]
-    starts = np.flatnonzero(np.append(True, bucket[1:] != bucket[:-1]))
-    counts = np.diff(np.append(starts, len(bucket)))
-    heads, tails = _around(bucket[starts], counts, bucket_form, deadline)
+    order, hit, starts, counts = _in_buckets(ids, buckets, nodes)
+    heads, tails = _around(hit, counts, bucket_form, deadline)
     parts = pa.concat_arrays([_encode_pairs(stored_ids(ids), rows), heads, tails])
     stream = parts.take(pa.array(_layout(order, starts, counts, around=2)))
-    of_nodes = None if nodes is None else nodes[bucket[starts]]
+    of_nodes = None if nodes is None else nodes[hit]
     yield from _pieces(stream, starts, counts, piece_bytes, around=2, nodes=of_nodes)
 
 
@@ -69,19 +65,15 @@ def encode_ages(
     """
     if len(ids) == 0:
         return
-    bucket = buckets_of(ids, buckets)
-    order = _order(bucket, nodes)
-    bucket = bucket[order]
-    starts = np.flatnonzero(np.append(True, bucket[1:] != bucket[:-1]))
-    counts = np.diff(np.append(starts, len(bucket)))
+    order, hit, starts, counts = _in_buckets(ids, buckets, nodes)
     ages = np.ascontiguousarray(as_of[order])
     bounds = np.append(starts, len(ages)).astype(np.int64) * ages.itemsize
     of_buckets = pa.Array.from_buffers(pa.large_binary(), len(starts), [None, pa.py_buffer(bounds), pa.py_buffer(ages)])
     call = b"*%%d\r\n%b%b%b" % (_text(b"EVALSHA"), _text(script.encode()), _text(b"1"))
-    heads = _join(_lines(call, pa.array(5 + counts)), _bulk(_keys(bucket[starts], bucket_form)), _bulk(of_buckets))
+    heads = _join(_lines(call, pa.array(5 + counts)), _bulk(_keys(hit, bucket_form)), _bulk(of_buckets))
     parts = pa.concat_arrays([_bulk(stored_ids(ids)), heads])
     stream = parts.take(pa.array(_layout(order, starts, counts, around=1)))
-    of_nodes = None if nodes is None else nodes[bucket[starts]]
+    of_nodes = None if nodes is None else nodes[hit]
     yield from _pieces(stream, starts, counts, piece_bytes, around=1, nodes=of_nodes)
 
 
@@ -99,6 +91,17 @@ def encode_copies(bucket_forms: tuple[str, str], buckets: Iterable[int], *, dead
 def encode_lengths(keys: Iterable[str]) -> bytes:
     """Return one HLEN for each key."""
     return b"".join(b"*2\r\n$4\r\nHLEN\r\n$%d\r\n%b\r\n" % (len(key), key.encode()) for key in keys)
+
+
+def _in_buckets(
+    ids: Any, buckets: int, nodes: Nodes
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint32], npt.NDArray[np.intp], npt.NDArray[np.int64]]:
+    """Return the rows in the order of `_order`, and of each bucket with rows: its number, its first row, its rows."""
+    bucket = buckets_of(ids, buckets)
+    order = _order(bucket, nodes)
+    bucket = bucket[order]
+    starts = np.flatnonzero(np.append(True, bucket[1:] != bucket[:-1]))
+    return order, bucket[starts], starts, np.diff(np.append(starts, len(bucket)))
 
 
 def _order(bucket: npt.NDArray[np.uint32], nodes: Nodes) -> npt.NDArray[np.intp]:
