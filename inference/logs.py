@@ -20,6 +20,7 @@ import structlog
 
 from inference import tracing
 from inference.redaction import without_secrets
+from inference.wording import counted
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -120,7 +121,7 @@ def _cut_traceback(_logger: Any, _method: str, event: dict[str, Any]) -> dict[st
 
 
 def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[:most]}… ({len(text) - most:,} characters more)"
+    return text if len(text) <= most else f"{text[:most]}… ({counted(len(text) - most, 'character')} more)"
 
 
 def _head_first(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from celery.worker.pidbox import Pidbox
 from inference.errors import Defect
 from inference.failures import Failures
 from inference.logs import get_logger, write_at_once
+from inference.wording import counted
 from workers.messages import problem_of
 
 log = get_logger(__name__)
@@ -206,7 +207,7 @@ def replace_parts_of_celery() -> None:
 def _shown(result: Any, *limits: Any) -> str:
     """Return a result as events show it. Celery spells each of its rows, which takes as long as a small model."""
     if isinstance(result, dict) and isinstance(result.get("predictions"), list):
-        return f"{len(result['predictions'])} predictions of version {result.get('model_version')}"
+        return f"{counted(len(result['predictions']), 'prediction')} of version {result.get('model_version')}"
     return str(saferepr(result, *limits))
 
 

@@ -14,6 +14,7 @@ from app.cli.output import AsJson, cell_text, note, print_fields, print_json, pr
 from inference.economics.inputs import FIELDS, Basis, Figure, check_figure, complete_figures, option_of
 from inference.economics.rules import FACTS, Approach, check_fact, gather_facts
 from inference.errors import SettingsError
+from inference.wording import counted
 
 if TYPE_CHECKING:
     from inference.economics.advice import Advice
@@ -120,13 +121,11 @@ def with_unit(name: str, value: float | str | None, currency: str) -> float | st
         return value
     if name in ("hit_rate", "answers_within_ttl"):
         return f"{value:.1%}"
-    units = {
-        "cost_per_day": currency,
-        "cost_per_1000_served": currency,
-        "break_even": "requests per entity and day",
-        "never_read": "predictions",
-    }
-    return f"{value:.4g} {units[name]}" if name in units else value
+    if name in ("cost_per_day", "cost_per_1000_served"):
+        return f"{value:.4g} {currency}"
+    if name == "break_even":
+        return counted(value, "request per entity and day", "requests per entity and day")
+    return counted(value, "prediction") if name == "never_read" else value
 
 
 # --- the settings file ---

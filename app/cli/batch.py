@@ -13,6 +13,7 @@ import typer
 from app.cli.context import AnyModel, RunId, open_deployment
 from app.cli.context import OneModel as Model
 from app.cli.output import AsJson, cell_text, note, print_fields, print_json, print_rows, shortened
+from inference.wording import counted
 
 if TYPE_CHECKING:
     from inference.batch import RunDetails, Runs, RunState, RunView, Serving
@@ -320,7 +321,7 @@ def print_details(details: RunDetails, *, as_json: bool) -> None:
         typer.echo(f"left out, with their values in {quarantine['folder']}:")
     for bad in quarantine["reasons"]:
         at_fault = f"{bad['feature']}: " if bad["feature"] else ""
-        typer.echo(f"  {bad['rows']:,} rows, {at_fault}{bad['reason']}, such as {', '.join(bad['examples'])}")
+        typer.echo(f"  {counted(bad['rows'], 'row')}, {at_fault}{bad['reason']}, such as {', '.join(bad['examples'])}")
 
 
 def progress_text(view: RunView) -> str:

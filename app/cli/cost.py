@@ -12,6 +12,7 @@ from app.cli.context import OneModel, load_settings, open_deployment, with_optio
 from app.cli.output import AsJson, note, print_json, print_rows
 from inference.economics.inputs import FIELDS, Basis, CostInputs, Figure, check_figure, complete_figures, option_of
 from inference.errors import ForecacheError, SettingsError
+from inference.wording import counted
 
 if TYPE_CHECKING:
     from inference.economics.estimate import ArticleEstimate, Estimate
@@ -168,9 +169,8 @@ def _sentences(shown: Estimate, inputs: CostInputs) -> list[str]:
             f"hybrid: runs cost more than the instances that they save, so the cheapest one caches answers and "
             f"precomputes nothing; with everything precomputed it costs {shown.hybrid.everything:.6g}"
         )
-    alone = shown.hybrid.if_a_run_fails
-    answer = "instance answers" if alone == 1 else "instances answer"
-    lines.append(f"if a run fails and nothing is cached, {alone} {answer} all requests")
+    alone = counted(shown.hybrid.if_a_run_fails, "instance answers", "instances answer")
+    lines.append(f"if a run fails and nothing is cached, {alone} all requests")
     return lines
 
 

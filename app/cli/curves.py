@@ -12,6 +12,7 @@ from app.cli.context import AnyModel, models_of, open_deployment
 from app.cli.cost import GRID, HYBRID, INK, InstanceType, Prices, draw, tidy
 from app.cli.output import AsJson, note, print_json, print_rows
 from inference.errors import SettingsError
+from inference.wording import counted
 
 if TYPE_CHECKING:
     from inference.economics.traffic_curves import CurvePoint, TrafficCurve, TrafficCurves
@@ -63,8 +64,8 @@ def _print(found: TrafficCurves, currency: str) -> None:
     measured = "" if found.measured is None else f"; measured hit rate within 24 h {found.measured.value:.1%}"
     sample = found.sample
     typer.echo(
-        f"{found.model}: {sample.total} accesses within {sample.hours:.1f} h, {sample.entities} entities in the sample"
-        f"{measured}"
+        f"{found.model}: {counted(sample.total, 'access', 'accesses')} within {sample.hours:.1f} h, "
+        f"{counted(sample.entities, 'entity', 'entities')} in the sample{measured}"
     )
     if found.too_little is not None:
         typer.echo(f"  nothing is advised: {found.too_little}")

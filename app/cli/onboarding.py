@@ -34,6 +34,7 @@ from inference.settings import ModelSettings, Settings, load_settings, settings_
 from inference.settings.fields import parse_schedule
 from inference.settings.settings import MODEL_NAME
 from inference.sources import Source, TableName, absolute_source, open_any
+from inference.wording import counted
 
 _LABEL_WIDTH = len("event_time_column:")
 
@@ -97,7 +98,8 @@ class Onboarding:
             options.features,
             _source,
         )
-        _say("table", f"{source.name}: {_number(source.rows)} rows, {_number(len(source.schema.names))} columns")
+        rows, columns = _number(source.rows, "row"), _number(len(source.schema.names), "column")
+        _say("table", f"{source.name}: {rows}, {columns}")
         entity = self._entity_column(source, name)
         event_time = self._event_time_column(source, entity)
         if options.rows == "newest" and event_time.value is None:
@@ -301,7 +303,7 @@ class Onboarding:
         if trial.advice:
             _say("note", trial.advice)
         if trial.unusable:
-            bad = f"of the first {_number(trial.rows)} rows {_number(trial.unusable)} cannot be scored: {trial.why}"
+            bad = f"{trial.unusable} of the first {_number(trial.rows, 'row')} cannot be scored: {trial.why}"
             _say("note", bad)
         return trial
 
@@ -401,5 +403,5 @@ def _say(what: str, text: str) -> None:
     typer.echo(f"{what + ':':<{_LABEL_WIDTH}} {text}")
 
 
-def _number(value: int) -> str:
-    return f"{value:,}".replace(",", " ")
+def _number(count: int, noun: str) -> str:
+    return counted(count, noun).replace(",", " ")

@@ -10,6 +10,7 @@ from app.cli.context import ModelOption, load_settings
 from app.cli.output import AsJson, note, print_fields, print_json, print_rows
 from inference.errors import PredictionFailed, Unavailable
 from inference.monitoring.queues import JobPriority
+from inference.wording import counted
 
 #: seconds of one long poll
 _POLL_S = 20.0
@@ -119,7 +120,7 @@ def _print_job(job: dict[str, Any], *, as_json: bool) -> None:
         raise Unavailable(f"job {job['task_id']} is {job['state']}: {detail}")
     failed = sum("error" in item for item in items)
     if failed:
-        raise PredictionFailed(f"{failed} of {len(items)} predictions failed: see their errors")
+        raise PredictionFailed(f"{failed} of {counted(len(items), 'prediction')} failed: see their errors")
 
 
 def _given(body: dict[str, Any]) -> dict[str, Any]:

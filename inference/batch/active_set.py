@@ -26,6 +26,7 @@ from inference.redis.clients import Client
 from inference.redis.keys import Keys
 from inference.settings import EntitiesRule, ModelSettings
 from inference.sources import Source, pack_mask
+from inference.wording import counted
 
 #: whole days that the access log must cover before most requests can be foretold: a week has its own rhythm
 LEAST_DAYS = 7
@@ -250,7 +251,7 @@ class ActiveSet:
             if self.share is None
             else f"; such a set would have answered {self.share:.1%} of the last days' requests"
         )
-        return f"{self.rows_chosen:,} of {self.rows:,} rows{new}{got}"
+        return f"{self.rows_chosen:,} of {counted(self.rows, 'row')}{new}{got}"
 
 
 class DayRequests:
@@ -356,7 +357,7 @@ def _was_asked(histories: Words) -> Mask:
 def _most_requested(hit_rate: float, filters: AskedFilters, sample: AccessSample) -> _Found | str:
     days = min(_whole_days(filters.since, filters.at), filters.days - 1)
     if days < LEAST_DAYS:
-        return f"the access log covers {max(days, 0)} whole days, and this rule needs {LEAST_DAYS}"
+        return f"the access log covers {counted(max(days, 0), 'whole day')}, and this rule needs {LEAST_DAYS}"
     threshold = find_threshold(hit_rate, days, filters.history(sample.entity << np.uint64(16)), sample)
     if threshold is None:
         return f"too little traffic: a sample of the last days needs {LEAST_TRIED:,} requests"

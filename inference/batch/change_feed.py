@@ -33,6 +33,7 @@ from inference.schema import Block
 from inference.settings import Settings
 from inference.sources import NoChangeFeed, Source, hash_ids, written_since
 from inference.store import Table, stored_ids
+from inference.wording import counted
 
 log = get_logger(__name__)
 
@@ -79,7 +80,8 @@ class UnreadRows:
         """
         self.sink.commit()
         ledger.keep_histogram(self.run.run_id, self._histogram.histograms)
-        told = f"{len(self.written):,} entities were written since; {self.rows:,} other rows were not read"
+        written = counted(len(self.written), "entity was", "entities were")
+        told = f"{written} written since; {counted(self.rows, 'other row was', 'other rows were')} not read"
         return {"rows_unread": self.rows, "rows_done": self.rows, "rows_before": self.rows, "change_feed": told}
 
     def _to_read(self, batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:

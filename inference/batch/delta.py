@@ -31,6 +31,7 @@ from inference.settings import Settings
 from inference.sources import hash_ids
 from inference.storage import open_location
 from inference.store import GENERATION_FORMAT, Manifest, Table, bucket_count, stored_id
+from inference.wording import counted
 
 log = get_logger(__name__)
 
@@ -163,9 +164,9 @@ class Deltas:
             raise NoBase(f"the Parquet parts of run {run_id} are gone")
         stored = vectors.rows if manifest is None else self.predictions(run.model).generations.count(manifest)
         if stored != vectors.rows:
-            raise NoBase(f"{stored:,} rows of run {run_id} are left in Redis, of {vectors.rows:,}")
+            raise NoBase(f"of the rows of run {run_id}, Redis has {stored:,} left of {vectors.rows:,}")
         if run.trigger is Trigger.BEAT and facts.deltas + 1 >= batch.full_every:
-            raise NoBase(f"full_every is {batch.full_every}, and it follows {facts.deltas} delta runs")
+            raise NoBase(f"full_every is {batch.full_every}, and it follows {counted(facts.deltas, 'delta run')}")
         return Base(facts, manifest)
 
     def _serving(self, run: RunRecord, version: VersionRecord, rows: int) -> Manifest:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pydantic import ConfigDict
 
 from inference.schema import Block
+from inference.wording import counted
 
 #: ids that a verdict or a chunk's result names as examples
 MAX_EXAMPLES = 5
@@ -72,7 +73,7 @@ class BadRows:
     def __str__(self) -> str:
         named = f"{self.feature!r} {self.reason}" if self.feature else self.reason
         examples = ", ".join(repr(example) for example in self.examples)
-        return f"{named} in {self.rows:,} rows" + (f" (such as {examples})" if examples else "")
+        return f"{named} in {counted(self.rows, 'row')}" + (f" (such as {examples})" if examples else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +159,7 @@ def check_partial_gates(facts: RunFacts, serving_version: int | None) -> tuple[G
 def entities_gate(requested: int, missing: int, examples: Sequence[str]) -> Gate:
     """Compare a partial run's ids with the source; the gate fails when the source has none of them."""
     if not missing:
-        return Gate("entities", True, f"all {requested:,} entities are in the table")
+        return Gate("entities", True, f"{_all(requested)} in the table")
     named = ", ".join(map(repr, examples))
     detail = f"{missing:,} of {requested:,} entities are not in the table, such as {named}"
     return Gate("entities", missing < requested, detail)
@@ -185,27 +186,31 @@ def _coverage(facts: RunFacts) -> Gate:
     expected = distinct - facts.not_stored
     of_set = f" of the active set ({facts.rule})" if facts.outside else ""
     if facts.stored == expected:
-        return Gate("coverage", True, f"all {expected:,} entities{of_set} are stored{_but_forgotten(facts.forgotten)}")
+        return Gate("coverage", True, f"{_all(expected, of_set)} stored{_but_forgotten(facts.forgotten)}")
     gone = expected - facts.stored
     if 0 < gone <= facts.forgotten_since:
         forgotten = _but_forgotten(facts.forgotten + gone)
-        return Gate("coverage", True, f"all {facts.stored:,} entities{of_set} are stored{forgotten}")
+        return Gate("coverage", True, f"{_all(facts.stored, of_set)} stored{forgotten}")
     word = "missing" if facts.stored < expected else "too many"
     detail = f"{facts.stored:,} of {expected:,} entities{of_set} are stored ({abs(expected - facts.stored):,} {word})"
     return Gate("coverage", False, detail)
 
 
+def _all(entities: int, of_set: str = "") -> str:
+    return f"the only entity{of_set} is" if entities == 1 else f"all {entities:,} entities{of_set} are"
+
+
 def _but_forgotten(entities: int) -> str:
-    were = "was" if entities == 1 else "were"
-    return f", without {entities:,} that {were} forgotten" if entities else ""
+    return f", without {counted(entities, 'that was', 'that were')} forgotten" if entities else ""
 
 
 def _features(facts: RunFacts, stored: int) -> Gate:
     # an entity that is forgotten meanwhile leaves one table before the other
     if abs(stored - facts.stored - facts.outside) <= facts.forgotten_since:
         return Gate("features", True, f"the features of all {stored:,} are stored")
-    outside = f" and {facts.outside:,} entities outside the active set" if facts.outside else ""
-    detail = f"the features of {stored:,} entities are stored, and {facts.stored:,} predictions{outside}"
+    outside = f" and {counted(facts.outside, 'entity', 'entities')} outside the active set" if facts.outside else ""
+    entities, predictions = counted(stored, "entity", "entities"), counted(facts.stored, "prediction")
+    detail = f"the features of {entities} are stored, and {predictions}{outside}"
     return Gate("features", False, detail)
 
 
@@ -214,13 +219,14 @@ def _duplicates(facts: RunFacts) -> Gate:
     if doubles <= 0:
         return Gate("duplicates", True, "every entity id occurs once")
     examples = ", ".join(repr(example) for example in facts.duplicates)
-    return Gate("duplicates", False, f"{doubles:,} rows repeat an entity id, such as {examples}: make the ids unique")
+    repeat = counted(doubles, "row repeats", "rows repeat")
+    return Gate("duplicates", False, f"{repeat} an entity id, such as {examples}: make the ids unique")
 
 
 def _quarantine(facts: RunFacts) -> Gate:
     if not facts.quarantined:
         return Gate("quarantine", True, "no row was left out")
-    return _left_out("quarantine", facts, f"{facts.quarantined:,} of {facts.rows:,} rows cannot be scored")
+    return _left_out("quarantine", facts, f"{facts.quarantined:,} of {counted(facts.rows, 'row')} cannot be scored")
 
 
 def _finite(facts: RunFacts) -> Gate:
@@ -241,12 +247,12 @@ def _left_out(name: str, facts: RunFacts, text: str, *, non_finite: bool = False
 
 def _size(facts: RunFacts) -> Gate:
     if not facts.current:
-        return Gate("size", True, f"{facts.stored:,} entities, none served before")
+        return Gate("size", True, f"{counted(facts.stored, 'entity', 'entities')}, none served before")
     now, before = facts.stored, facts.current
     if facts.rule != facts.current_rule:  # other entities are chosen, on purpose: the sources are compared
         now, before = now + facts.outside, before + facts.current_outside
-    detail = f"{facts.stored:,} entities{_and_outside(facts.outside, facts.rule)} against {facts.current:,}"
-    detail += f"{_and_outside(facts.current_outside, facts.current_rule)} served now"
+    detail = f"{counted(facts.stored, 'entity', 'entities')}{_and_outside(facts.outside, facts.rule)} against "
+    detail += f"{facts.current:,}{_and_outside(facts.current_outside, facts.current_rule)} served now"
     if now >= before * facts.min_size_ratio:
         return Gate("size", True, detail)
     cause = "is the source truncated" + (", or was hardly anybody asked for lately?" if facts.outside else "?")

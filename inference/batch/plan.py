@@ -34,6 +34,7 @@ from inference.settings import ModelSettings, Settings
 from inference.sources import Slice, Source, SourceFile, is_plain, pin_source
 from inference.store import GenerationState
 from inference.stored_data import json_text_of
+from inference.wording import counted
 
 log = get_logger(__name__)
 
@@ -287,7 +288,8 @@ def file_differences(before: Sequence[SourceFile], now: Sequence[SourceFile]) ->
     added = [f"{path} is new" for path in new if path not in old]
     replaced = [f"{path} was replaced" for path in new if path in old and old[path] != new[path]]
     all_ = lost + added + replaced
-    return all_ if len(all_) <= _MAX_NAMED else [*all_[:_MAX_NAMED], f"and {len(all_) - _MAX_NAMED:,} files more"]
+    more = len(all_) - _MAX_NAMED
+    return all_ if more <= 0 else [*all_[:_MAX_NAMED], f"and {counted(more, 'file')} more"]
 
 
 def _fingerprint(source: Source, model: ModelSettings, version: VersionRecord) -> Fingerprint:

@@ -18,6 +18,7 @@ from inference.economics.rules import LEAST_REQUESTS, RULES, Approach, Facts, Ju
 from inference.economics.traffic_curves import Advised, CurveName, TrafficCurves, duration_setting, traffic_curves
 from inference.errors import SettingsError
 from inference.settings import ModelSettings, parse_duration
+from inference.wording import counted
 
 #: seconds between runs, rarest first, and the schedule that says so
 CADENCES = {86_400: "0 3 * * *", 43_200: "12h", 21_600: "6h", 10_800: "3h", 3_600: "1h", 1_800: "30m", 900: "15m",
@@ -152,23 +153,25 @@ def _never_read(measured: Measured) -> str:
     if measured.never_read is None:
         return "nothing stored or nothing asked for yet"
     return (
-        f"about so many of {measured.entities:,.0f} stored: within 7 days {measured.asked_week:,} different entities "
-        "were asked for"
+        f"about so many of {measured.entities:,.0f} stored: within 7 days "
+        f"{counted(measured.asked_week, 'different entity was', 'different entities were')} asked for"
     )
 
 
 def _confidence(measured: Measured, judgement: Judgement) -> tuple[Confidence, tuple[str, ...]]:
     """Return the confidence, and what is missing for a higher one."""
-    hours = measured.span_s / 3600
+    hours, of_rules = measured.span_s / 3600, f"of {len(RULES)} rules with known facts"
     wanted = [
-        # noun, number there is, number for medium, number for high
-        ("predictions asked for within 24 h", measured.requests, 1_000, 10_000),
-        ("hours of traffic", round(hours, 1), 1, 20),
-        ("published runs", measured.runs_published, 1, 3),
-        (f"of {len(RULES)} rules with known facts", judgement.known, 5, 8),
+        # singular, plural, number there is, number for medium, number for high
+        ("prediction asked for within 24 h", "predictions asked for within 24 h", measured.requests, 1_000, 10_000),
+        ("hour of traffic", "hours of traffic", round(hours, 1), 1, 20),
+        ("published run", "published runs", measured.runs_published, 1, 3),
+        (of_rules, of_rules, judgement.known, 5, 8),
     ]
-    unknowns = tuple(f"{there:g} {what}, {high:g} would do" for what, there, _, high in wanted if there < high)
-    if any(there < medium for _, there, medium, _ in wanted):
+    unknowns = tuple(
+        f"{counted(there, one, many)}, {high:,} would do" for one, many, there, _, high in wanted if there < high
+    )
+    if any(there < medium for _, _, there, medium, _ in wanted):
         return Confidence.LOW, unknowns
     return (Confidence.MEDIUM if unknowns else Confidence.HIGH), unknowns
 
@@ -241,7 +244,7 @@ def _batch_workers(every_s: float, figures: Mapping[str, Figure]) -> Number:
         return Number(None, "the number of entities is not known")
     needed = max(math.ceil(entities.value / throughput.value / (every_s * RUN_SHARE)), 1)
     rate = f"{throughput.value:,.0f} predictions/s ({throughput.origin.value})"
-    how = f"{entities.value:,.0f} entities at {rate} in half the interval"
+    how = f"{counted(round(entities.value), 'entity', 'entities')} at {rate} in half the interval"
     return Number(needed, how)
 
 

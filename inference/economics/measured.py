@@ -19,6 +19,7 @@ from inference.redis.clients import Client
 from inference.redis.keys import Keys, TableKind
 from inference.settings import BATCH_QUEUE, ModelSettings
 from inference.store import Table
+from inference.wording import counted
 
 WINDOW_S = 24 * 3600
 #: different entities are counted over so many days
@@ -186,13 +187,13 @@ def _runs(published: list[RunView], workers: int, attempts: dict[str, int]) -> d
     # the speed of Spark's executors says nothing about a batch worker
     rates = [run.rows_per_s for run in published if run.rows_per_s and run.engine is Engine.CELERY]
     if rates:
-        how = f"median of {len(rates)} published runs, over {workers} batch workers alive now"
+        alive = counted(workers, "batch worker")
+        how = f"median of {counted(len(rates), 'published run')}, over {alive} alive now"
         figures["throughput"] = _measured(median(rates) / workers, how)
     waited = _median([run.started_at - run.created_at for run in published if run.started_at is not None])
     if waited is not None:
-        figures["startup_s"] = _measured(
-            round(max(waited, 0.0), 3), f"median of {len(published)} published runs: from the request until planned"
-        )
+        how = f"median of {counted(len(published), 'published run')}: from the request until planned"
+        figures["startup_s"] = _measured(round(max(waited, 0.0), 3), how)
     chunks = sum(run.chunks_total or 0 for run in published)
     if chunks:
         again = max(sum(attempts[run.run_id] for run in published) / chunks - 1, 0.0)
@@ -208,7 +209,7 @@ def _requests(windows: HitWindows, model: str, now: float) -> tuple[dict[str, Fi
         return {}, 0.0
     span_s = max(now - first.at, 60.0)
     total = sum(point.statistics.counts.total for point in points)
-    mean, how = total / span_s, f"{total:,} predictions in {span_s / 3600:.1f} h"
+    mean, how = total / span_s, f"{counted(total, 'prediction')} in {span_s / 3600:.1f} h"
     step_s = points[1].at - points[0].at
     whole = [point.statistics.counts.total / step_s for point in points[:-1]]
     peak = max(mean, *whole)

@@ -23,6 +23,7 @@ from inference.clock import to_iso
 from inference.entities import entity_ids_as_text
 from inference.errors import BadInput, SourceError, quoted
 from inference.sources.reading import hash_ids
+from inference.wording import counted
 
 #: requests that are read or drawn at a time
 _AT_A_TIME = 1 << 20
@@ -297,6 +298,6 @@ def describe(trace: Trace) -> str:
     """Return the trace in one line."""
     ends = trace.begins_ms / 1000 + trace.span_s
     return (
-        f"{len(trace)} requests for {trace.entities} entities from {to_iso(trace.begins_ms / 1000)[:16]}Z "
-        f"to {to_iso(ends)[:16]}Z"
+        f"{counted(len(trace), 'request')} for {counted(trace.entities, 'entity', 'entities')} "
+        f"from {to_iso(trace.begins_ms / 1000)[:16]}Z to {to_iso(ends)[:16]}Z"
     )

@@ -14,6 +14,7 @@ from inference.economics.inputs import Basis, CostInputs, Figure
 from inference.economics.policies import Policy
 from inference.monitoring.access_sample import AccessSample
 from inference.settings import ModelSettings
+from inference.wording import counted
 
 #: seconds
 TTLS = (60, 120, 300, 600, 1200, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400, 172_800, 604_800)
@@ -178,8 +179,9 @@ def _too_little(settings: ModelSettings, sample: AccessSample) -> str | None:
     if sample.total >= LEAST_ACCESSES and sample.entities >= LEAST_ENTITIES and sample.hours >= LEAST_HOURS:
         return None
     return (
-        f"too little traffic: {sample.total} accesses within {sample.hours:.1f} h, {sample.entities} entities in the "
-        f"sample; {LEAST_ACCESSES}, {LEAST_HOURS} h and {LEAST_ENTITIES} would do"
+        f"too little traffic: {counted(sample.total, 'access', 'accesses')} within {sample.hours:.1f} h, "
+        f"{counted(sample.entities, 'entity', 'entities')} in the sample; "
+        f"{LEAST_ACCESSES:,}, {LEAST_HOURS} h and {LEAST_ENTITIES} would do"
     )
 
 

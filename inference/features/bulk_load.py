@@ -26,6 +26,7 @@ from inference.features.rows import examples, oldest
 from inference.features.vectoriser import Vectoriser
 from inference.sources import Slice, Source, count_distinct_ids, open_any, read_slices, whole_slices
 from inference.store import ForgottenIds, GenerationState, Manifest, Table
+from inference.wording import counted
 
 #: rows written together: large windows put several fields into each HSET
 ROWS_PER_WINDOW = 250_000
@@ -158,8 +159,9 @@ def _write(table: Table, manifest: Manifest, source: _Source, batch: pa.RecordBa
     illegal = illegal_entity_ids(ids)
     if pc.any(illegal).as_py():
         bad = ids.filter(illegal).slice(0, _EXAMPLES).to_pylist()
+        have = counted(pc.sum(illegal).as_py(), "row has", "rows have")
         raise SourceError(
-            f"{source.name}: {pc.sum(illegal).as_py()} rows have no legal id in {source.entity_column!r}, "
+            f"{source.name}: {have} no legal id in {source.entity_column!r}, "
             f"such as {', '.join(map(repr, bad))}: give every row 1 to 512 bytes without control characters",
             field=source.entity_column,
         )
@@ -189,7 +191,8 @@ def _refuse_without_time(source: _Source, ids: pa.Array, times: npt.NDArray[np.f
         [group] = source.vectoriser.contract.table_groups
         column = group.event_time_column or source.event_time_column
         raise SourceError(
-            f"{source.name}: {len(unknown)} rows have no {column!r}, such as that of {ids[int(unknown[0])].as_py()!r}",
+            f"{source.name}: {counted(len(unknown), 'row has', 'rows have')} no {column!r}, such as that of "
+            f"{ids[int(unknown[0])].as_py()!r}",
             field=column,
         )
 
@@ -198,7 +201,9 @@ def _refuse_duplicates(table: Table, manifest: Manifest, source: _Source, left_o
     stored, rows = table.generations.count(manifest), source.rows - left_out
     if rows - table.forgotten.all().added_since(manifest.created_at) <= stored <= rows:
         return
-    counted = count_distinct_ids(source.source.files, source.entity_column, examples=_EXAMPLES, slices=source.slices)
-    if not counted.duplicates:
-        raise StoreUnavailable(f"{rows} rows were written but Redis holds {stored}: load them again")
-    raise repeated_ids_error(rows - stored, counted.duplicates, source.entity_column)
+    distinct = count_distinct_ids(source.source.files, source.entity_column, examples=_EXAMPLES, slices=source.slices)
+    if not distinct.duplicates:
+        raise StoreUnavailable(
+            f"{counted(rows, 'row was', 'rows were')} written but Redis holds {stored}: load them again"
+        )
+    raise repeated_ids_error(rows - stored, distinct.duplicates, source.entity_column)

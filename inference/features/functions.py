@@ -28,6 +28,7 @@ from inference.features.feature import Feature
 from inference.features.groups import FeatureGroup, GroupSource
 from inference.logs import get_logger
 from inference.schema import Block, rows_in
+from inference.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -159,7 +160,7 @@ def _values(ready: _Ready, result: Any, rows: int) -> dict[str, Values]:
     if not isinstance(result, pd.DataFrame):
         raise _failed(ready, f"returned {type(result).__name__}, not a pandas.DataFrame")
     if len(result) != rows:
-        raise _failed(ready, f"returned {len(result)} rows for {rows}")
+        raise _failed(ready, f"returned {counted(len(result), 'row')} for {rows}")
     if sorted(map(str, result.columns)) != sorted(names):
         raise _failed(ready, f"returned the columns {', '.join(map(str, result.columns))}; its group has others")
     return {feature.name: _feature_values(ready, feature, result[feature.name]) for feature in ready.features}

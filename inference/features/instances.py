@@ -16,6 +16,7 @@ from inference.features.contract import FeatureContract
 from inference.features.feature import Feature
 from inference.features.rows import FeatureColumns, FeatureRows, Mask, blank
 from inference.schema import DType
+from inference.wording import counted
 
 Instance = Mapping[str, Any] | Sequence[Any] | float | str | bool
 
@@ -74,7 +75,7 @@ def _by_name(instance: Instance, contract: FeatureContract) -> Mapping[str, Any]
 
 def _split(vector: Sequence[Any], contract: FeatureContract) -> Mapping[str, Any]:
     if len(vector) != contract.width:
-        raise ContractError(f"the instance has {len(vector)} values, but the model takes {contract.width}")
+        raise ContractError(f"the instance has {counted(len(vector), 'value')}, but the model takes {contract.width}")
     if contract.all_scalar:
         return dict(zip(contract.names, vector, strict=True))
     values: dict[str, Any] = {}

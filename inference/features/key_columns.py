@@ -33,6 +33,7 @@ from inference.sources import (
     repeated_hashes,
     whole_slices,
 )
+from inference.wording import counted
 
 #: an event time before 1970 counts as its first second: in the feature table, 0 means no time
 EARLIEST_S = 1.0
@@ -137,8 +138,9 @@ def group_times(
 def repeated_ids_error(rows: int, examples: Sequence[str], entity_column: str) -> SourceError:
     """Return the error for a table with `rows` rows more than entities."""
     named = ", ".join(map(repr, examples))
+    repeat = counted(rows, "row repeats", "rows repeat")
     return SourceError(
-        f"{rows:,} rows repeat an entity id, such as {named}, in the entity column {entity_column!r}: keep one row per "
+        f"{repeat} an entity id, such as {named}, in the entity column {entity_column!r}: keep one row per "
         'entity, or set rows = "newest" and event_time_column in the settings to take the newest row of each',
         field=entity_column,
     )

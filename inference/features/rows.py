@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from inference.features.feature import Feature
 from inference.schema import Block, DType, TensorSpec
+from inference.wording import counted
 
 #: one bool a row
 Mask = npt.NDArray[np.bool_]
@@ -170,7 +171,7 @@ def examples(reasons: list[Rejection], name_of: Any, *, most: int = 3) -> Iterat
     """Yield a sentence for each reason. It names the first few rows by `name_of(row)`."""
     for one in reasons:
         names = ", ".join(str(name_of(int(row))) for row in one.rows[:most])
-        yield f"feature {one.feature!r}: {one.reason} ({len(one.rows)} rows, such as {names})"
+        yield f"feature {one.feature!r}: {one.reason} ({counted(len(one.rows), 'row')}, such as {names})"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from inference.gpus import lock_of_gpu
 from inference.logs import get_logger
 from inference.models.registry import VersionRecord
 from inference.models.runtimes import Runtime, SignedRuntime
-from inference.models.runtimes.runtime import one_line
+from inference.models.runtimes.runtime import failed_call, one_line
 from inference.protocols.tensors import check_named, most_rows
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
@@ -109,13 +109,14 @@ def errors_of_rows(inputs: Block) -> Iterator[None]:
     except ForecacheError:
         raise
     except MemoryError as error:
-        raise ModelOutOfMemory(f"{most_rows(inputs)} rows do not fit into memory") from error
+        raise failed_call(most_rows(inputs), "", out_of_memory=True) from error
     except SystemExit as error:
         if type(error) is not SystemExit:  # Celery ends the worker by a subclass
             raise
         raise PredictionFailed(f"the model failed: it calls sys.exit({error.code!r})") from error
     except Exception as error:
-        raise PredictionFailed(f"the model failed: {type(error).__name__}: {one_line(error)}") from error
+        said = f"{type(error).__name__}: {one_line(error)}"
+        raise failed_call(most_rows(inputs), said, out_of_memory=False) from error
 
 
 def served(answer: Block, signature: Signature) -> Block:

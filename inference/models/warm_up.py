@@ -25,6 +25,7 @@ from inference.models.runtimes import Runtime
 from inference.models.runtimes.runtime import MisshapenOutput
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 from inference.sources import Source, open_any, read_slices, state_of, whole_slices
+from inference.wording import counted
 
 #: so many rows are also tried alone. Their answers may differ from those in the whole call, since a library has other
 #: kernels for other numbers of rows: by a share of the answer, and of the largest answer
@@ -152,9 +153,8 @@ class _Trial:
             for count in self.sizes:  # no request shall pay for the first call of a size
                 self.problem({name: np.resize(of, (count, *of.shape[1:])) for name, of in sample.inputs.items()})
             return None
-        message = (
-            f"it fails on each of the {rows_in(sample.inputs)} rows tried of {sample.name}, such as: {problem.reason}"
-        )
+        tried = counted(rows_in(sample.inputs), "row")
+        message = f"it fails on each of the {tried} tried of {sample.name}, such as: {problem.reason}"
         if sample.is_real and not self.is_proved:
             raise ModelError(message)
         return message

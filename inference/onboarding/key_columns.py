@@ -26,6 +26,7 @@ from inference.sources import (
     read_slices,
     whole_slices,
 )
+from inference.wording import counted
 
 FIRST_ROWS = 10_000
 #: stops earlier if the rows are long
@@ -45,8 +46,8 @@ class FirstRows:
     @property
     def words(self) -> str:
         """Which rows these are, in words."""
-        rows = f"{self.table.num_rows:,}".replace(",", " ")
-        return f"all {rows} rows" if self.whole else f"the first {rows} rows"
+        rows = counted(self.table.num_rows, "row").replace(",", " ")
+        return f"all {rows}" if self.whole else f"the first {rows}"
 
 
 def read_first_rows(source: Source, columns: Sequence[str], *, rows: int = FIRST_ROWS) -> FirstRows:

@@ -21,6 +21,7 @@ from inference.models.runtimes import SavedSignature
 from inference.onboarding.key_columns import looks_like_id
 from inference.schema import DType, Signature, TensorSpec
 from inference.sources import column_problem, find_column
+from inference.wording import counted
 
 _MOST_NAMES = 20
 _MOST_MISSING = 5
@@ -136,9 +137,9 @@ def match_listed(signature: Signature, table: UserTable, columns: Sequence[str])
         twice = next(name for name in columns if columns.count(name) > 1)
         raise BadInput(f"--columns names {twice!r} twice", field="columns")
     if contract.width != math.prod(only.shape):
-        takes = _count(math.prod(only.shape), "value")
+        takes = counted(math.prod(only.shape), "value")
         raise BadInput(
-            f"--columns gives {_count(contract.width, 'value')} but the model's input {only.name!r} takes {takes}"
+            f"--columns gives {counted(contract.width, 'value')} but the model's input {only.name!r} takes {takes}"
         )
     Vectoriser(contract, signature).check_schema(table.schema, table.name)
     return Match(contract, reason=f"as given: {_listed(columns)}")
@@ -210,7 +211,7 @@ def _stacked(signature: Signature, names: list[str], kept: list[str], left_out: 
     only = signature.inputs[0]
     contract = FeatureContract(tuple(Feature(name, only.dtype) for name in kept))
     check_contract(contract, signature)
-    reason = f"the {_count(len(kept), f'{_kind(only.dtype)} column')}, in the order of the table: {_listed(kept)}"
+    reason = f"the {counted(len(kept), f'{_kind(only.dtype)} column')}, in the order of the table: {_listed(kept)}"
     taken = set(kept)
     others = [name for name in names if name not in taken]
     if others:
@@ -235,7 +236,7 @@ def _feature(field: pa.Field, only: TensorSpec) -> Feature:
 
 def _mismatch(only: TensorSpec, width: int, names: list[str], table: UserTable) -> str:
     kind = _kind(only.dtype)
-    takes = f"the model's input {only.name!r} takes {_count(width, 'value')}"
+    takes = f"the model's input {only.name!r} takes {counted(width, 'value')}"
     if len(names) < width:
         found_or_taken = {*names, *table.taken}
         others = [name for name in table.schema.names if name not in found_or_taken]
@@ -244,7 +245,7 @@ def _mismatch(only: TensorSpec, width: int, names: list[str], table: UserTable) 
         return f"{takes}, but of the {kind} columns that {table.name} needs it has {found}{hint}"
     example = json.dumps({"features": [{"name": _shown(names[0]), "dtype": only.dtype.value}]}, ensure_ascii=False)
     return (
-        f"{takes}, but {table.name} has {_count(len(names), f'{kind} column')}: {_listed(names)}; name those of the "
+        f"{takes}, but {table.name} has {counted(len(names), f'{kind} column')}: {_listed(names)}; name those of the "
         f"tensor in its order with --columns {shlex.quote(_shown(names[0]))},… or write {CONTRACT_FILE} in the model's "
         f"folder: {example[:-2]}, …]}}"
     )
@@ -253,7 +254,7 @@ def _mismatch(only: TensorSpec, width: int, names: list[str], table: UserTable) 
 def _no_columns(missing: list[str], table: UserTable, inputs: int) -> str:
     which = "none" if len(missing) == inputs else f"{inputs - len(missing)}"
     return (
-        f"{which} of the model's {_count(inputs, 'input')} {'is a column' if inputs == 1 else 'are columns'} of "
+        f"{which} of the model's {counted(inputs, 'input is a column', 'inputs are columns')} of "
         f"{table.name}; missing: {_with_nearest(missing, table)}: rename the table's columns to the inputs' names, "
         f'or give each feature its "column" in {CONTRACT_FILE}'
     )
@@ -277,10 +278,6 @@ def _nearest(name: str, schema: pa.Schema) -> str:
 
 def _kind(dtype: DType) -> str:
     return "text" if dtype is DType.STRING else "bool" if dtype is DType.BOOL else "numeric"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _listed(names: Sequence[str]) -> str:

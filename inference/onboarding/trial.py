@@ -31,6 +31,7 @@ from inference.onboarding.key_columns import FirstRows, read_first_rows
 from inference.schema import Block, DType
 from inference.settings import WorkerSettings
 from inference.sources import open_source
+from inference.wording import counted
 
 #: rows that are searched for one without missing values
 TRIAL_ROWS = 1_000
@@ -132,7 +133,7 @@ def try_row(request: TrialRequest) -> Trial:
     if bad.all():
         hint = f"; {advice}" if advice else ""
         raise SourceError(
-            f"none of the first {len(ids)} rows of {Path(request.source).name} can be scored: {why}{hint}",
+            f"none of the first {counted(len(ids), 'row')} of {Path(request.source).name} can be scored: {why}{hint}",
             field="features",
         )
     chosen = int(np.flatnonzero(~bad)[0])

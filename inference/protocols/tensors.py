@@ -22,6 +22,7 @@ import orjson
 
 from inference.errors import BadInput, cut, quoted
 from inference.schema import Block, DType, GraphTensor, TensorSpec, rows_in
+from inference.wording import counted
 
 #: limit of the rows in one request
 MAX_TENSOR_ROWS = 4096
@@ -76,7 +77,9 @@ def check_tensors(tensors: Block, specs: Sequence[TensorSpec]) -> None:
         if not fits(values.shape, spec):
             raise wrong_shape(name, values.shape, full(spec))
         if len(values) != rows_in(tensors):
-            raise BadInput(f"tensor {name!r} has {len(values)} rows, another one {rows_in(tensors)}", field=name)
+            raise BadInput(
+                f"tensor {name!r} has {counted(len(values), 'row')}, another one {rows_in(tensors)}", field=name
+            )
     check_rows(rows_in(tensors))
 
 
@@ -116,7 +119,9 @@ def check_outputs(tensors: Block) -> None:
     size = bytes_of(tensors) + texts
     if size > MAX_ANSWER_BYTES:
         rows = most_rows(tensors)
-        raise BadInput(f"the outputs of {rows} rows take {size} bytes: at most {MAX_ANSWER_BYTES}, send fewer rows")
+        raise BadInput(
+            f"the outputs of {counted(rows, 'row')} take {size} bytes: at most {MAX_ANSWER_BYTES}, send fewer rows"
+        )
 
 
 def full(spec: TensorSpec) -> tuple[int, ...]:

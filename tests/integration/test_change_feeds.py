@@ -160,7 +160,7 @@ def test_rows_that_the_run_before_left_out_are_read_again(world: LakeWorld) -> N
     world.merge({"e3": (-3.0, DAY)})
     done = world.publish()
     assert (done.rows_quarantined, done.rows_rescored, done.change_feed) == (
-        1, 1, "1 entities were written since; 49 other rows were not read",
+        1, 1, "1 entity was written since; 49 other rows were not read",
     )  # fmt: skip
 
 

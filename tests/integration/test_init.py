@@ -273,7 +273,7 @@ def test_rows_that_cannot_be_scored_are_skipped_and_counted(folder: Path, capsys
     init("models/fussy", with_table(folder, "some.parquet", some), "user_id")
     said = capsys.readouterr().out
     assert "'user 2/é' -> " in said
-    assert "of the first 50 rows 2 cannot be scored: feature 'age': missing" in said
+    assert "2 of the first 50 rows cannot be scored: feature 'age': missing" in said
 
 
 def assert_refused(folder: Path, words: str, *arguments: str, **more: str) -> None:

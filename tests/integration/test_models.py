@@ -391,9 +391,9 @@ def test_what_was_computed_moments_ago_is_not_computed_again(deploy: Any, tmp_pa
     [
         (
             {"id": ["a", "a", "b"], "f0": [1.0, 2.0, 3.0]},
-            "1 rows repeat an entity id, such as 'a', in the entity column",
+            "1 row repeats an entity id, such as 'a', in the entity column",
         ),
-        ({"id": ["a", None, "b"], "f0": [1.0, 2.0, 3.0]}, "1 rows have no legal id in 'id', such as None"),
+        ({"id": ["a", None, "b"], "f0": [1.0, 2.0, 3.0]}, "1 row has no legal id in 'id', such as None"),
         ({"id": ["a", "", "\x07"], "f0": [1.0, 2.0, 3.0]}, "2 rows have no legal id"),
         ({"id": [1.0, 2.0], "f0": [1.0, 2.0]}, "entity column 'id' is double: cast it"),
         ({"id": ["a"], "fo": [1.0]}, "has no column 'f0'; did you mean 'fo'"),

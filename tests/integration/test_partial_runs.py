@@ -156,7 +156,7 @@ def test_an_entity_with_two_rows_is_refused_by_name_before_anything_starts(world
 
     refused = world.finish(world.request(entities=["e0", "e1"]))
 
-    assert "1 rows repeat an entity id, such as 'e1'" in (refused.error or "")
+    assert "1 row repeats an entity id, such as 'e1'" in (refused.error or "")
     assert world.client.keys("t:p:m:o:*") == []
     assert ended(world, world.request(entities=["e0", "e3"])).rows_total == 2
 

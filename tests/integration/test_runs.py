@@ -272,7 +272,7 @@ def test_rows_that_cannot_be_scored_keep_the_run_from_publishing(world: World) -
     run = world.finish(world.request())
 
     assert (run.state, run.rows_quarantined, failed_gates(run)) == (RunState.FAILED, 2, ["quarantine"])
-    assert "'x' missing, and the feature has no default in 1 rows (such as 'b')" in (run.error or "")
+    assert "'x' missing, and the feature has no default in 1 row (such as 'b')" in (run.error or "")
 
 
 def test_a_forced_publication_serves_and_is_recorded(world: World) -> None:

@@ -353,7 +353,7 @@ def test_a_file_without_any_event_time_is_no_trouble(world: AnyTable) -> None:
 
     assert world.run().error is None
     assert world.answers("a", "b") == ANSWERS
-    with pytest.raises(SourceError, match="1 rows have no 'at', such as that of 'b'"):
+    with pytest.raises(SourceError, match="1 row has no 'at', such as that of 'b'"):
         world.load()
     since = world.run(since="1h")
     assert (since.state, since.rows_done) == (RunState.PUBLISHED, 1)

@@ -113,7 +113,7 @@ def test_an_output_without_rows_is_refused(tmp_path: Path) -> None:
         [tensor("x", 2)],
         [helper.make_tensor_value_info("y", FLOAT, [])],
     )
-    with pytest.raises(ModelError, match=r"output 'y' has shape \[\] for 1 rows of input"):
+    with pytest.raises(ModelError, match=r"output 'y' has shape \[\] for 1 row of input"):
         load(tmp_path)
 
 

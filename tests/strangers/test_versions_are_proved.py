@@ -264,7 +264,7 @@ def test_the_trial_process_reads_the_table(tmp_path: Path, monkeypatch: pytest.M
     pq.write_table(pa.table({"id": ["u"], "word": ["ab"]}), tmp_path / "t.parquet")
     write_version(tmp_path / "m", 1, Vocabulary({"cd": 1.0}), WORD)
     model = {"path": str(tmp_path / "m"), "allow_code": True, "features": str(tmp_path / "t.parquet")}
-    with pytest.raises(ModelError, match=r"fails on each of the 1 rows tried of t\.parquet"):
+    with pytest.raises(ModelError, match=r"fails on each of the 1 row tried of t\.parquet"):
         inspect_version_in_subprocess(Settings.model_validate({"models": {"m": model}}), "m", 1)
 
 

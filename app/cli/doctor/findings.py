@@ -1,4 +1,4 @@
-"""Shared by all checks: findings, sizes and durations in words, and calls side by side."""
+"""Shared by all checks: findings, the start that a missing process may belong to, and calls side by side."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import TypeVar
+
+from inference.wording import duration_text
 
 
 class Check(StrEnum):
@@ -92,23 +94,6 @@ def start_fix(start: Start | None, command: str) -> str:
         return f"{start.by} began {duration_text(start.age_s)} ago and may still be starting it: ask again in a moment"
     since = duration_text(start.age_s)
     return f"{start.by} has been running for {since}: its lines say why; if it runs without this, start `{command}`"
-
-
-def size_text(size_bytes: float) -> str:
-    """Return a size in readable form, such as `84.2 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size_bytes < 1000:
-            return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:.1f} TB"
-
-
-def duration_text(seconds: float) -> str:
-    """Return a duration in readable form, such as `0.3 s`, `90 s`, `12 min`, `3.5 h` or `21 d`."""
-    for limit, unit, length in ((120.0, "s", 1.0), (7200.0, "min", 60.0), (172800.0, "h", 3600.0)):
-        if seconds < limit:
-            return f"{seconds / length:.2g} {unit}" if seconds / length < 10 else f"{seconds / length:.0f} {unit}"
-    return f"{seconds / 86400:.0f} d"
 
 
 K = TypeVar("K")

@@ -18,6 +18,7 @@ from inference.models.formats import ModelFile, check_allowed, require_model_fil
 from inference.models.versions import contract_change, unusable_folders, wanted_versions
 from inference.settings import FunctionFallback, ModelSettings, Settings, SqlFallback
 from inference.store import Pointer
+from inference.wording import counted
 
 CONTRACT_FIX = "put the old features.json back, or export a new version with the new one"
 #: the process that loads models
@@ -181,8 +182,7 @@ def _check_contract(
     if change is not None:
         return [error(Check.MODEL, subject, change, CONTRACT_FIX)]
     count = len(record.contract.features)
-    detail = f"{count} {'feature' if count == 1 else 'features'}, as loaded ({record.contract_hash})"
-    return [ok(Check.MODEL, subject, detail)]
+    return [ok(Check.MODEL, subject, f"{counted(count, 'feature')}, as loaded ({record.contract_hash})")]
 
 
 def check_shared_features(name: str, owner: str, known: StoredModel | None, of_owner: StoredModel | None) -> Finding:

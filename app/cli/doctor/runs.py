@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from app.cli.doctor.findings import Check, Finding, Start, duration_text, error, not_checked, ok, start_fix, warning
+from app.cli.doctor.findings import Check, Finding, Start, error, not_checked, ok, start_fix, warning
 from inference.batch import Engine, RunState, slot_after, slot_at
 from inference.batch.engines import look_for_engine, ray_address
 from inference.batch.records import RunRecord
@@ -14,6 +14,7 @@ from inference.economics.miss_capacity import MissCapacity
 from inference.errors import BadInput
 from inference.settings import BatchSettings, ModelSettings, Settings
 from inference.settings.server_urls import is_amqp, is_redis
+from inference.wording import counted, duration_text
 from tasks.celery_app import celery_config
 
 #: kombu's default for Redis: a message that is not acknowledged by then is delivered again
@@ -132,19 +133,12 @@ def check_active_set(
     if capacity is None:
         return [ok(Check.SCHEDULE, subject, f"entities = {rule!r}; too little is known yet of what it leaves out")]
     failed = f"if a run fails, it takes {capacity.workers_if_a_run_fails}"
-    detail = f"{capacity.text}: that takes {_workers(capacity.workers)}, and {_are(workers)} alive; {failed}"
+    needed, alive = counted(capacity.workers, "real-time worker"), counted(workers, "is", "are")
+    detail = f"{capacity.text}: that takes {needed}, and {alive} alive; {failed}"
     if capacity.workers <= workers:
         return [ok(Check.SCHEDULE, subject, detail)]
     fix = f"start more real-time workers, or choose more entities ([models.{name}.batch] entities)"
     return [warning(Check.SCHEDULE, subject, detail, fix)]
-
-
-def _workers(count: int) -> str:
-    return "1 real-time worker" if count == 1 else f"{count} real-time workers"
-
-
-def _are(count: int) -> str:
-    return f"{count} {'is' if count == 1 else 'are'}"
 
 
 # --- the broker's timeout ---

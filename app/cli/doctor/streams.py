@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from app.cli.doctor.findings import Check, Finding, Start, duration_text, error, ok, start_fix, warning
+from app.cli.doctor.findings import Check, Finding, Start, error, ok, start_fix, warning
 from inference.errors import SettingsError
 from inference.monitoring.presence import Roster
 from inference.settings import Settings
 from inference.streams.messages import Lag, StreamUnavailable
 from inference.streams.opening import require_client, require_stream
+from inference.wording import duration_text
 
 #: the listeners are behind if the oldest message has waited for longer
 _BEHIND_S = 60.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.cli.doctor.findings import Check, Finding, error, ok, size_text, warning
+from app.cli.doctor.findings import Check, Finding, error, ok, warning
 from inference.batch.active_set import known_bytes
 from inference.batch.paths import locate_source
 from inference.batch.scoring import Preparer
@@ -29,6 +29,7 @@ from inference.sources import Source, TableName, open_any, read_slices, whole_sl
 from inference.storage import is_uri
 from inference.store import Manifest, Table
 from inference.store.codec import codec_for
+from inference.wording import counted, size_text
 
 #: warn if the disk has room for fewer runs
 RUNS_AHEAD = 5
@@ -71,8 +72,7 @@ def check_table(
         return ok(Check.TABLE, name, "none set: the model answers instances, and has no runs")
     if isinstance(table, Finding):
         return table
-    files = "1 file" if len(table.files) == 1 else f"{len(table.files)} files"
-    rows = f"{table.rows:,} rows in {files}"
+    rows = f"{counted(table.rows, 'row')} in {counted(len(table.files), 'file')}"
     if record is None:
         fix = "let a worker load the model, then ask again"
         return warning(Check.TABLE, name, f"{rows}; columns not checked: the model's record is not known", fix)
@@ -101,9 +101,9 @@ def _check_first_rows(name: str, model: ModelSettings, table: Source, record: Ve
         return error(Check.TABLE, name, problem.message, f"correct the table, or [models.{name}]")
     bad = sum(len(refusal.positions) for refusal in refused)
     if not bad:
-        return ok(Check.TABLE, name, f"{tried}; the first {first.num_rows} rows can be scored")
+        return ok(Check.TABLE, name, f"{tried}; the first {counted(first.num_rows, 'row')} can be scored")
     why = f"{refused[0].feature}: {refused[0].reason}" if refused[0].feature else refused[0].reason
-    detail = f"{bad} of the first {first.num_rows} rows cannot be scored, such as by {why}"
+    detail = f"{bad} of the first {counted(first.num_rows, 'row')} cannot be scored, such as by {why}"
     level = error if bad == first.num_rows else warning
     return level(Check.TABLE, name, detail, "correct the table, or give the feature a default in features.json")
 

@@ -13,7 +13,6 @@ from app.cli.doctor.findings import (
     Finding,
     Start,
     at_once,
-    duration_text,
     error,
     not_checked,
     ok,
@@ -27,6 +26,7 @@ from inference.failures import sentence_of
 from inference.monitoring.presence import Roster, WorkerBeat
 from inference.settings import BATCH_QUEUE, MAINTENANCE_QUEUE, REALTIME_QUEUE, Settings
 from inference.stored_data import installed_release
+from inference.wording import duration_text
 from tasks.celery_app import make_celery
 from tasks.dispatch.sender import priorities
 from tasks.echo import ask_queue

@@ -1,6 +1,6 @@
 // The page of costs.
 import {
-  card, choices, count, element, keepDrawing, note, number, numberHeading, percent, show, table,
+  card, choices, counted, element, keepDrawing, note, number, numberHeading, percent, show, table,
 } from "./page.js";
 import { drawCost, drawCurve, drawPromises, drawSwings } from "./charts.js";
 
@@ -37,7 +37,7 @@ const about = (value) => (value == null ? "—" : Number(value.toPrecision(3)).t
 const INPUTS = { startup_s: "startup", rps: "requests", peak_rps: "requests at the peak",
   instance_rps: "requests that an instance computes", redis_price: "price of Redis", bytes: "memory" };
 const APPROACHES = { batch: "Batch", realtime: "Real time", hybrid: "Hybrid" };
-const instances = (n) => `${count(n)} instance${n === 1 ? "" : "s"}`;
+const instances = (n) => counted(n, "instance");
 
 function drawCosts(costs) {
   const { estimate: told, currency } = costs;
@@ -104,8 +104,8 @@ function drawCurves({ advice, currency }) {
   const measured = found.measured_hit_rate == null ? "" :
     ` Measured within 24 h: ${(100 * found.measured_hit_rate).toFixed(1)} %.`;
   show("curves-note", (found.too_little ? `No hit-rate curves to go by: ${found.too_little}.` :
-    `From ${count(found.accesses)} accesses within ${plain(found.hours)} h, ` +
-    `${count(found.sampled_entities)} entities in the sample.`) + measured);
+    `From ${counted(found.accesses, "access", "accesses")} within ${plain(found.hours)} h, ` +
+    `${counted(found.sampled_entities, "entity", "entities")} in the sample.`) + measured);
   for (const figure of document.querySelectorAll("[data-curve]")) {
     const curve = found.curves.find((each) => each.name === figure.dataset.curve);
     figure.hidden = !curve;

@@ -1,5 +1,5 @@
 // The page of differences: a run beside what serves, or served before it.
-import { card, choices, choose, count, element, keepDrawing, localTime, note, number, numberHeading, root, show,
+import { card, choices, choose, count, counted, element, keepDrawing, localTime, note, number, numberHeading, root, show,
   table } from "./page.js";
 import { confirmAndPost, heldButtons, say, tryPost } from "./actions.js";
 import { drawSideBySide } from "./charts.js";
@@ -55,7 +55,7 @@ function segmentsTable(segments, name) {
 
 function flipsText(flips) {
   const directed = flips.up == null ? "" : ` (${count(flips.up)} up, ${count(flips.down)} down)`;
-  return `${share(flips.share)} of the decisions flip, ${count(flips.rows)} entities${directed}`;
+  return `${share(flips.share)} of the decisions flip, ${counted(flips.rows, "entity", "entities")}${directed}`;
 }
 
 function outputCard(output, at, options) {

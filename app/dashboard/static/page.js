@@ -19,6 +19,9 @@ export function show(id, text) {
 
 export const count = (value) => (value == null ? "—" : Number(value).toLocaleString("en-US"));
 
+// A count with its noun; the plural is the noun with an s if none is given.
+export const counted = (value, one, many = one + "s") => `${count(value)} ${value === 1 ? one : many}`;
+
 export function percent(share) {
   if (share == null) return "—";
   // do not show 99.97 % as a perfect 100

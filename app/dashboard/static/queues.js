@@ -1,5 +1,5 @@
 // The page of queues and of the workers that serve them.
-import { bytes, card, count, duration, element, keepDrawing, localTime, note, number, numberHeading,
+import { bytes, card, count, counted, duration, element, keepDrawing, localTime, note, number, numberHeading,
   percent, table } from "./page.js";
 
 function queueRow(queue) {
@@ -46,7 +46,7 @@ function breakerRow(one, processes) {
 }
 
 function apiFacts(api) {
-  const alive = api.alive === 1 ? "1 process alive" : count(api.alive) + " processes alive";
+  const alive = counted(api.alive, "process alive", "processes alive");
   if (!api.gone.length) return [api.alive ? alive : element("span", "run-failed", "no API process is alive")];
   const gone = element("span", "run-failed", `${api.gone.length} gone without a word within the hour`);
   gone.title = api.gone.join(", ");

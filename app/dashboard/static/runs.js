@@ -1,6 +1,6 @@
 // The page of runs: a model's newest runs, all details of one, and the buttons.
-import { card, choice, choices, choose, count, duration, element, keepDrawing, localTime, number, numberHeading,
-  percent, root, table } from "./page.js";
+import { card, choice, choices, choose, count, counted, duration, element, keepDrawing, localTime, number,
+  numberHeading, percent, root, table } from "./page.js";
 import { badge, barColour, button, confirmAndPost, heldButtons } from "./actions.js";
 
 const CELLS = { "#": "done", "+": "partly", ">": "scoring", o: "waiting", ".": "unsent" };
@@ -105,7 +105,7 @@ function facts(details) {
   ];
   if (details.entities_note) {
     told.push(["Entities", details.entities_note + " (" + details.entities_rule + ")"],
-      ["Outside the set", count(details.rows_outside) + " rows"]);
+      ["Outside the set", counted(details.rows_outside, "row")]);
   }
   if (details.shadow) told.push(["Shadow", "only compares version " + details.model_version]);
   if (details.delta) told.push(["Delta", deltaText(details) || "carries over what has not changed"]);
@@ -143,7 +143,7 @@ function detailCards(details) {
   if (error) head.querySelector(".run-body").append(element("p", "run-failed mb-0", error));
   const { quarantine } = details;
   return [head, card("Gates", [], gatesTable(details.gates)),
-    card("Left out", [count(details.rows_quarantined) + " rows", ...(quarantine.folder ? [shortPath(quarantine.folder)] : [])],
+    card("Left out", [counted(details.rows_quarantined, "row"), ...(quarantine.folder ? [shortPath(quarantine.folder)] : [])],
       quarantineTable(quarantine.reasons))];
 }
 
@@ -181,7 +181,7 @@ function kind(run) {
 function deltaText(run) {
   if (run.full_reason) return "a full run: " + run.full_reason;
   if (run.rows_carried == null) return run.base_run && "carries over rows of " + run.base_run;
-  return `${count(run.rows_carried)} rows carried over from ${run.base_run}, ${count(run.rows_rescored)} scored, ` +
+  return `${counted(run.rows_carried, "row")} carried over from ${run.base_run}, ${count(run.rows_rescored)} scored, ` +
     `${count(run.rows_removed)} gone` + (run.change_feed ? `; ${run.change_feed}` : "");
 }
 

@@ -16,6 +16,7 @@ from inference.batch.gates import HistogramCounter, measure_drift
 from inference.schema import DType, TensorSpec
 from inference.sources import Slice, Source, plain_column, read_slices, whole_slices
 from inference.store import Entry, Manifest, Table
+from inference.wording import counted
 
 #: entities of a sample of stored features, and rows of one of a table
 _ENTITIES, _ROWS = 20_000, 200_000
@@ -46,7 +47,7 @@ def stored_moves(table: Table, new: Manifest, old: Manifest, names: Sequence[str
     known = {spec.name: spec for spec in old.fields}
     both = [spec for spec in new.fields if spec.name in names and _same_kind(spec, known.get(spec.name))]
     moves = [_move(spec, pairs) for spec in both] if pairs else []
-    how = f"stored features of {len(pairs):,} entities that both generations have"
+    how = f"stored features of {counted(len(pairs), 'entity', 'entities')} that both generations have"
     return FeatureMoves(how, len(pairs), sorted(moves, key=_far))
 
 

@@ -12,9 +12,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed
+from inference.errors import ModelError
 from inference.features import FeatureContract
-from inference.models.runtimes.runtime import LoadOptions, as_served, cpu_name, one_line, row_spec, telling_line
+from inference.models.runtimes.runtime import (
+    LoadOptions,
+    as_served,
+    cpu_name,
+    failed_call,
+    one_line,
+    row_spec,
+    telling_line,
+)
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
 BACKENDS = ("tensorflow", "torch", "jax")
@@ -109,10 +117,8 @@ class KerasRuntime:
         try:
             arrays = self._call({name: inputs[name] for name in self._inputs})
         except Exception as error:  # each backend has its own
-            line = telling_line(error)
-            if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
-                raise ModelOutOfMemory(f"{rows} rows do not fit into memory: {line}") from error
-            raise PredictionFailed(f"the model failed: {line}") from error
+            full = isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
+            raise failed_call(rows, telling_line(error), out_of_memory=full) from error
         given = zip(self._outputs.values(), arrays, strict=True)
         return {spec.name: as_served(array, spec, rows) for spec, array in given}
 

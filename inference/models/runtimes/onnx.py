@@ -9,10 +9,18 @@ from typing import Any
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
-from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed
+from inference.errors import ModelError
 from inference.features import FeatureContract
 from inference.gpus import gpu_use
-from inference.models.runtimes.runtime import LoadOptions, as_served, cpu_name, gpu_memory_mib, one_line, row_spec
+from inference.models.runtimes.runtime import (
+    LoadOptions,
+    as_served,
+    cpu_name,
+    failed_call,
+    gpu_memory_mib,
+    one_line,
+    row_spec,
+)
 from inference.schema import Block, Signature, TensorSpec, rows_in
 
 _CUDA = "CUDAExecutionProvider"
@@ -62,12 +70,11 @@ class OnnxRuntime:
         try:
             arrays = self._session.run(self._names, {spec.name: inputs[spec.name] for spec in self._inputs})
         except MemoryError as error:
-            raise ModelOutOfMemory(f"{rows} rows do not fit into memory") from error
+            raise failed_call(rows, "", out_of_memory=True) from error
         except _FAILURES as error:
             line = one_line(error)
-            if any(words in line.lower() for words in _OUT_OF_MEMORY):
-                raise ModelOutOfMemory(f"{rows} rows do not fit into memory: {line}") from error
-            raise PredictionFailed(f"the model failed: {line}") from error
+            full = any(words in line.lower() for words in _OUT_OF_MEMORY)
+            raise failed_call(rows, line, out_of_memory=full) from error
         return {spec.name: as_served(array, spec, rows) for spec, array in zip(self._outputs, arrays, strict=True)}
 
 

@@ -12,10 +12,10 @@ import torch
 from torch.export.passes import move_to_device_pass
 from torch.utils._pytree import tree_leaves
 
-from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed
+from inference.errors import ModelError, PredictionFailed
 from inference.features import FeatureContract
 from inference.models.formats import instead_of_program
-from inference.models.runtimes.runtime import LoadOptions, as_served, cpu_name, one_line, row_spec
+from inference.models.runtimes.runtime import LoadOptions, as_served, cpu_name, failed_call, one_line, row_spec
 from inference.schema import Block, Signature, TensorSpec, rows_in
 
 _OUTPUT = "output"
@@ -91,9 +91,8 @@ def device() -> str:
 def failure(error: Exception, rows: int) -> PredictionFailed:
     """Return our error for an error of PyTorch in a call with `rows` rows."""
     line = one_line(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in line for words in _CPU_OUT_OF_MEMORY):
-        return ModelOutOfMemory(f"{rows} rows do not fit into memory: {line}")
-    return PredictionFailed(f"the model failed: {line}")
+    full = isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in line for words in _CPU_OUT_OF_MEMORY)
+    return failed_call(rows, line, out_of_memory=full)
 
 
 def _why_not(file: Path, error: Exception) -> str:

@@ -18,8 +18,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from inference.errors import ModelError, PredictionFailed, SettingsError
+from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed, SettingsError
 from inference.schema import Block, DType, GraphSignature, Signature, TensorSpec
+from inference.wording import counted
 
 _LONGEST_LINE = 300
 #: the lines around the message of one of TensorFlow's graph errors begin so
@@ -241,6 +242,14 @@ def _fix_of(kind: str, dtype: str) -> str:
     return f"{where} (PyTorch: .float(); else a cast), and export it again"
 
 
+def failed_call(rows: int, said: str, *, out_of_memory: bool) -> PredictionFailed:
+    """Return the error for a call of a model with `rows` rows. `said`: the words of its library, in one line."""
+    if out_of_memory:
+        does = counted(rows, "row does", "rows do")
+        return ModelOutOfMemory(f"{does} not fit into memory: {said}" if said else f"{does} not fit into memory")
+    return PredictionFailed(f"the model failed: {said}")
+
+
 def as_served(array: npt.NDArray[Any], spec: TensorSpec, rows: int) -> npt.NDArray[Any]:
     """Return an output's values in the model's own shape. Text becomes `str`.
 
@@ -248,7 +257,7 @@ def as_served(array: npt.NDArray[Any], spec: TensorSpec, rows: int) -> npt.NDArr
         MisshapenOutput: it has another number of rows than the inputs, or its rows differ in length.
     """
     if array.ndim == 0 or len(array) != rows:
-        raise MisshapenOutput(f"output {spec.name!r} has shape {list(array.shape)} for {rows} rows of input")
+        raise MisshapenOutput(f"output {spec.name!r} has shape {list(array.shape)} for {counted(rows, 'row')} of input")
     if array.dtype.kind not in "OSUT":
         return array
     values = array.ravel().tolist() if array.dtype.kind == "O" else array.astype(object).ravel().tolist()

@@ -11,9 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from inference.errors import ContractError, ModelError, ModelOutOfMemory, PredictionFailed
+from inference.errors import ContractError, ModelError
 from inference.features import FeatureContract
-from inference.models.runtimes.runtime import LoadOptions, as_served, cpu_name, dtype_of, one_line, plain_numbers
+from inference.models.runtimes.runtime import (
+    LoadOptions,
+    as_served,
+    cpu_name,
+    dtype_of,
+    failed_call,
+    one_line,
+    plain_numbers,
+)
 from inference.models.runtimes.sklearn_columns import (
     Learnt,
     fitted_columns,
@@ -71,10 +79,10 @@ class SklearnRuntime:
         try:
             arrays = self._compute(inputs)
         except MemoryError as error:
-            raise ModelOutOfMemory(f"{rows} rows do not fit into memory: {one_line(error)}") from error
+            raise failed_call(rows, one_line(error), out_of_memory=True) from error
         except Exception as error:  # an estimator may raise any error
             hint = f" ({self.notice})" if self.notice else (_GUESSED if self._guessed and not self._learnt else "")
-            raise PredictionFailed(f"the model failed: {one_line(error)}{hint}") from error
+            raise failed_call(rows, f"{one_line(error)}{hint}", out_of_memory=False) from error
         return {spec.name: as_served(array, spec, rows) for spec, array in zip(self._outputs, arrays, strict=True)}
 
     def _compute(self, inputs: Block) -> list[npt.NDArray[Any]]:

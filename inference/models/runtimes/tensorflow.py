@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from inference.errors import BadInput, ModelError, ModelOutOfMemory, PredictionFailed
+from inference.errors import BadInput, ModelError, PredictionFailed
 from inference.features import FeatureContract
 from inference.logs import get_logger
 from inference.models.runtimes.runtime import (
@@ -19,6 +19,7 @@ from inference.models.runtimes.runtime import (
     SavedSignature,
     as_served,
     cpu_name,
+    failed_call,
     gpu_memory_mib,
     row_spec,
     telling_line,
@@ -159,9 +160,8 @@ _EXAMPLE_FAULTS = ("Name: <unknown>, Feature: ", "Name: <unknown>, Key: ", "Coul
 
 
 def _failure(error: Exception, rows: int) -> PredictionFailed:
-    if isinstance(error, tf.errors.ResourceExhaustedError):
-        return ModelOutOfMemory(f"{rows} rows do not fit into memory: {telling_line(error)}")
-    return PredictionFailed(f"the model failed: {telling_line(error)}")
+    full = isinstance(error, tf.errors.ResourceExhaustedError)
+    return failed_call(rows, telling_line(error), out_of_memory=full)
 
 
 def _refusal(declared: GraphSignature, tensors: Block, error: Exception) -> BadInput | None:

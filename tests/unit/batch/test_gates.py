@@ -216,7 +216,7 @@ def test_a_held_version_is_not_published_and_each_kind_of_row_tells_its_own_reas
     assert set(told) == {"quarantine", "finite", "version"}
     assert "'x' missing in 2 rows" in told["quarantine"]
     assert "finite number" not in told["quarantine"]
-    assert "'y' is not a finite number in 1 rows" in told["finite"]
+    assert "'y' is not a finite number in 1 row" in told["finite"]
     assert "4" in told["version"]
 
 

@@ -139,7 +139,7 @@ def test_only_rows_that_are_meant_must_have_ids_of_their_own(tmp_path: Path) -> 
     write(tmp_path / "t.parquet", [("a", 0), ("b", 5), ("a", 40), ("c", 41), ("c", 1)])
     assert select(tmp_path / "t.parquet", minutes=40)[1] == ["a", "c"]
 
-    with pytest.raises(SourceError, match="1 rows repeat an entity id, such as 'a'") as refused:
+    with pytest.raises(SourceError, match="1 row repeats an entity id, such as 'a'") as refused:
         select(tmp_path / "t.parquet", entities=("a", "b"))
     assert refused.value.field == "id"
 

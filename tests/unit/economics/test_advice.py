@@ -53,7 +53,7 @@ def test_an_empty_history_is_said_and_never_costs_anything_made_up() -> None:
     assert told.confidence is Confidence.LOW
     assert told.numbers["cost_per_day"].value is None
     assert told.numbers["never_read"].value is None
-    assert "0 predictions asked for within 24 h, 10000 would do" in told.unknowns
+    assert "0 predictions asked for within 24 h, 10,000 would do" in told.unknowns
     assert any("no cost: entities and rps" in gap for gap in told.unknowns)
 
 

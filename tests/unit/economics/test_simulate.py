@@ -98,7 +98,7 @@ def test_what_is_printed_for_people(tmp_path: Path) -> None:
     assert second.startswith("every=never\t")
     assert "Redis_GB_at_1e+09" in sizes
     assert "--skip leaves such days out" in done.stderr
-    assert "5000 requests for 500 entities from 2026-01-05" in done.stderr
+    assert "5,000 requests for 500 entities from 2026-01-05" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_too_little_traffic_is_shown_with_its_bounds_and_advises_nothing(
 ) -> None:
     found = curves_of(sample_of(accesses, entities, days))
     assert found.too_little is not None
-    assert f"{accesses} accesses within" in found.too_little
+    assert f"{accesses:,} accesses within" in found.too_little
     assert found.curves
     assert all(curve.advised is None for curve in found.curves)
 

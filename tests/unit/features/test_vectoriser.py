@@ -197,7 +197,7 @@ def test_one_bad_instance_does_not_spoil_the_others() -> None:
     told = {row: one.reason for row, one in rows.first_reasons().items()}
     assert told[1] == "feature 'a' is float32: give a number"
     assert told[2] == "unknown feature 'm'; known: a, n"
-    assert told[4] == "the instance has 1 values, but the model takes 2"
+    assert told[4] == "the instance has 1 value, but the model takes 2"
     assert told[5] == "feature 'n' is int32: give a whole number"
 
 

@@ -244,7 +244,7 @@ COLUMN = TensorSpec("x", DType.FLOAT32, (1,))
         (
             TWO,
             {"age": np.zeros(2, np.int64), "name": np.array(["a"], dtype=object)},
-            "tensor 'name' has 1 rows, another one 2",
+            "tensor 'name' has 1 row, another one 2",
         ),
     ],
 )

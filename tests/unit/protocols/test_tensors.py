@@ -76,7 +76,7 @@ def test_a_dimension_of_unknown_size_takes_any() -> None:
         ({"a": A, "b": B, "c": B}, "tensor 'c' is no input of the model: a, b"),
         ({"a": A.astype("f8"), "b": B}, "tensor 'a' is float64, but the model takes float32"),
         ({"a": A[0], "b": B}, r"tensor 'a' has shape \[5\], but the model takes \[-1,-1\]"),
-        ({"a": A, "b": B[:1]}, "tensor 'b' has 1 rows, another one 2"),
+        ({"a": A, "b": B[:1]}, "tensor 'b' has 1 row, another one 2"),
         ({"a": A[:0], "b": B[:0]}, "0 rows"),
         ({"a": np.zeros((5000, 1), "f4"), "b": np.zeros(5000, "i8")}, f"send 1 to {MAX_TENSOR_ROWS}"),
     ],

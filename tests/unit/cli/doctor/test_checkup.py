@@ -11,7 +11,7 @@ import pytest
 
 from app.cli.doctor import print_findings
 from app.cli.doctor.checkup import check_up, run_checks
-from app.cli.doctor.findings import Check, Finding, Status, duration_text, error, ok, size_text, warning
+from app.cli.doctor.findings import Check, Finding, Status, error, ok, warning
 from inference.errors import StoreUnavailable
 from inference.settings import Settings
 from tests.support.waiting import LONG_S
@@ -106,8 +106,3 @@ def test_on_a_terminal_the_marks_have_colours_unless_no_color_is_set(
     monkeypatch.setenv("NO_COLOR", "1")
     print_findings(FOUND)
     assert "\x1b" not in capsys.readouterr().out
-
-
-def test_sizes_and_durations_are_read_at_a_glance() -> None:
-    assert [size_text(n) for n in (0, 999, 84_200_000, 2e12)] == ["0 B", "999 B", "84.2 MB", "2.0 TB"]
-    assert [duration_text(s) for s in (0.293, 15, 300, 9000, 3e6)] == ["0.29 s", "15 s", "5 min", "2.5 h", "35 d"]
