@@ -341,8 +341,8 @@ class TensorScorer:
     """Computes tensors unchanged: the model gets NaN too, and all its outputs are returned.
 
     A result is `{"model", "model_version", "outputs", "spent_us"}` with packed tensors and the microseconds for reading
-    the inputs, computing, and packing the outputs, or `{"error"}` with its code and message, and `"model_version"` if
-    the model was called.
+    the inputs, computing, and packing the outputs, or `{"error"}` with its code and message, and `"model_version"` if a
+    version got the inputs.
     Each message is a call of its own, so that tensors of different shapes never meet.
     """
 
