@@ -165,6 +165,7 @@ def test_each_version_in_service_has_its_answers_failures_and_latencies_and_a_pa
     told = scrape()
     assert told["forecache_version_predictions_total{model=delay,outcome=hit_batch,version=2}"] == 3
     assert told["forecache_version_predictions_total{model=delay,outcome=computed,version=3}"] == 1
+    assert told["forecache_version_predictions_total{model=delay,outcome=stale,version=3}"] == 0
     assert told["forecache_version_failures_total{model=delay,version=2}"] == 0
     assert told["forecache_version_failures_total{model=delay,version=3}"] == 2
     latency = "forecache_version_latency_seconds"
