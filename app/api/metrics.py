@@ -207,11 +207,12 @@ class VersionCollector(Collector):
             pointer, manifest = _serving(self._deployment, model)
             if pointer.active_version is not None:
                 active.add_metric([model], pointer.active_version)
-            held = {version for one in rosters for worker in one.alive for version in worker.versions.get(model, ())}
-            versions = held | {pointer.active_version, manifest and manifest.model_version}
+            served = [pointer.active_version, manifest.model_version if manifest else None]
+            held = [version for one in rosters for worker in one.alive for version in worker.versions.get(model, ())]
+            versions = {version for version in (*served, *held) if version is not None}
             totals = self._deployment.hits.totals(model)
             by_version = Statistics.of(totals).versions
-            for version in sorted(filter(None, versions)):
+            for version in sorted(versions):
                 labels = [model, str(version)]
                 outcomes = by_version[version].outcomes if version in by_version else {}
                 for outcome in _OF_VERSIONS:
