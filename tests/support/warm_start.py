@@ -1,7 +1,9 @@
-"""Starts commands and workers from a process that has imported the libraries: most of what a start of Python costs.
+"""Starts commands and workers from a process that has imported what they need: most of what a start of Python costs.
 
-A template process imports libraries, but none of Forecache's own code, and forks once for each start. The child is a
-process of its own with its own arguments, environment, folder and exit code; it imports Forecache as any other does.
+A template process forks once for each start. The child is a process of its own with its own arguments, environment,
+folder and exit code. One template has imported the libraries, and none of Forecache's own code. Code (`-c`) and scripts
+start from it: they may look at imports, or change something before one. Modules (`-m`) start from a second template,
+itself forked from the first one, that has imported most of Forecache too.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -35,8 +37,14 @@ LIBRARIES = (
     "celery.concurrency.solo", "celery.concurrency.thread", "kombu.transport.redis", "prometheus_client", "psutil",
     "fastapi", "uvicorn.protocols.http.httptools_impl", "httpx", "tornado.web", "flower.app", "flower.views",
 )  # fmt: skip
-#: an interpreter reads these when it starts; a child whose own differ is started as usual
-_READ_AT_START = ("PYTHON", "LANG", "LC_", "LD_", "TZ", "OMP_", "OPENBLAS_")
+#: what most of them import of Forecache. Workers' modules are left out: each kind connects signals of its own
+OURS = (
+    "inference.batch", "inference.deployment", "inference.economics", "inference.models", "inference.serving",
+    "inference.streams", "app.api.application", "app.api.server", "app.cli", "app.local.up",
+)  # fmt: skip
+_ROOT = Path(__file__).resolve().parents[2]
+#: an interpreter or an import reads these; a child whose own differ from the template's is started as usual
+_READ_AT_START = ("PYTHON", "LANG", "LC_", "LD_", "TZ", "OMP_", "OPENBLAS_", "MLFLOW_")
 _ENOUGH = 1 << 20
 
 
@@ -89,7 +97,9 @@ def start_python(
             [sys.executable, "-P", *arguments], cwd=cwd, env=dict(env), stdin=subprocess.DEVNULL, stdout=stdout,
             stderr=stderr, start_new_session=new_session,
         )  # fmt: skip
-    return _template().start(arguments, cwd=cwd, env=env, outputs=(stdout, stderr), new_session=new_session)
+    with_ours = arguments[0] == "-m" and env.get("PYTHONPATH") == str(_ROOT)
+    template = _template(with_ours=with_ours)
+    return template.start(arguments, cwd=cwd, env=env, outputs=(stdout, stderr), new_session=new_session)
 
 
 def run_python(
@@ -124,26 +134,36 @@ def _is_like_ours(env: Mapping[str, str]) -> bool:
     )
 
 
+@cache
 def _template_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": ""}
 
 
 @cache
-def _template() -> _Template:
-    return _Template()
+def _template(*, with_ours: bool) -> _Template:
+    return _Template(_start_second if with_ours else _start_first)
+
+
+def _start_first(channel: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-P", __file__], env=_template_environment(), cwd="/", stdin=subprocess.DEVNULL,
+        stdout=channel,
+    )  # fmt: skip
+
+
+def _start_second(channel: int) -> WarmProcess:
+    own = {**_template_environment(), "PYTHONPATH": str(_ROOT)}
+    return _template(with_ours=False).start([__file__, *OURS], cwd=Path("/"), env=own, outputs=(channel, 2))
 
 
 class _Template:
-    """The process that forks, and the socket on which it is asked to."""
+    """The process that forks, and the socket on which it is asked to: its standard output."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: Callable[[int], WarmProcess | subprocess.Popen[bytes]]) -> None:
         self._lock = threading.Lock()
         self._channel, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", __file__, str(its.fileno())], env=_template_environment(), cwd="/",
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[its.fileno()],
-            )  # fmt: skip
+            self._process = start(its.fileno())
         atexit.register(self.stop)
 
     def start(
@@ -153,7 +173,7 @@ class _Template:
         cwd: Path,
         env: Mapping[str, str],
         outputs: tuple[int, int],
-        new_session: bool,
+        new_session: bool = False,
     ) -> WarmProcess:
         what = {"arguments": [os.fspath(one) for one in arguments], "cwd": str(cwd), "env": dict(env)}
         asked = json.dumps({**what, "new_session": new_session}).encode()
@@ -174,10 +194,10 @@ class _Template:
 # --- in the template ---
 
 
-def _serve(channel: socket.socket) -> None:
+def _serve(channel: socket.socket, ours: Sequence[str]) -> None:
     """Fork for each request until the other side closes; tell how each child ended."""
-    for name in LIBRARIES:
-        with contextlib.suppress(ImportError):
+    for name in (*LIBRARIES, *ours):
+        with contextlib.suppress(Exception):  # a child that needs the module shows the error
             importlib.import_module(name)
     gc.collect()
     gc.freeze()
@@ -272,4 +292,6 @@ def _run(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    _serve(socket.socket(fileno=int(sys.argv[1])))
+    with socket.socket(fileno=os.dup(1)) as its_channel, Path(os.devnull).open("wb") as nothing:
+        os.dup2(nothing.fileno(), 1)
+        _serve(its_channel, sys.argv[1:])
