@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -15,9 +13,9 @@ from redis.retry import Retry
 
 from inference.settings import find_embedded_redis
 from tests.support.waiting import wait_for
+from tests.support.warm_start import start_python
 
 _SOURCES = Path(__file__).resolve().parents[2]
-_LOCAL_UP = Path(__file__).with_name("local_up.py")
 
 
 class Supervised:
@@ -28,20 +26,11 @@ class Supervised:
         self.state_dir = root / ".forecache"
         self.log = root / "log"
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                # warnings are errors in the supervisor too
-                [
-                    sys.executable,
-                    "-W",
-                    "error",
-                    Path(__file__).with_name("local_up.py"),
-                    self.state_dir,
-                    *kinds,
-                ],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"PYTHONPATH": str(_SOURCES)},
-            )
+            self.process = start_python(
+                # a module of ours: started from a process that has imported Forecache
+                ["-m", "tests.support.local_up", str(self.state_dir), *kinds],
+                cwd=root, env=os.environ | {"PYTHONPATH": str(_SOURCES)}, stdout=log.fileno(), stderr=log.fileno(),
+            )  # fmt: skip
 
     def output(self) -> str:
         return self.log.read_text()
