@@ -210,7 +210,7 @@ def run_cli_json(folder: Path, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
-def end_tree(process: subprocess.Popen[Any]) -> None:
+def end_tree(process: WarmProcess | subprocess.Popen[Any]) -> None:
     """End a process and everything that it started."""
     try:
         children = psutil.Process(process.pid).children(recursive=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 
@@ -12,10 +11,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from inference.settings import find_embedded_redis
+from tests.support.stack import child_environment
 from tests.support.waiting import wait_for
 from tests.support.warm_start import start_python
-
-_SOURCES = Path(__file__).resolve().parents[2]
 
 
 class Supervised:
@@ -29,7 +27,7 @@ class Supervised:
             self.process = start_python(
                 # a module of ours: started from a process that has imported Forecache
                 ["-m", "tests.support.local_up", str(self.state_dir), *kinds],
-                cwd=root, env=os.environ | {"PYTHONPATH": str(_SOURCES)}, stdout=log.fileno(), stderr=log.fileno(),
+                cwd=root, env=child_environment(), stdout=log.fileno(), stderr=log.fileno(),
             )  # fmt: skip
 
     def output(self) -> str:
