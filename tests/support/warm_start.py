@@ -194,14 +194,18 @@ class _Template:
 # --- in the template ---
 
 
-def _serve(channel: socket.socket, ours: Sequence[str]) -> None:
-    """Fork for each request until the other side closes; tell how each child ended."""
-    for name in (*LIBRARIES, *ours):
+def _import(modules: Sequence[str]) -> None:
+    for name in modules:
         with contextlib.suppress(Exception):  # a child that needs the module shows the error
             importlib.import_module(name)
     gc.collect()
     gc.freeze()
+
+
+def _serve(channel: socket.socket) -> None:
+    """Fork for each request until the other side closes; tell how each child ended."""
     running: dict[int, int] = {}
+    templates: set[int] = set()
     woken, waker = os.pipe()
     os.set_blocking(waker, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -214,8 +218,8 @@ def _serve(channel: socket.socket, ours: Sequence[str]) -> None:
             _tell_ended(running)
         if channel in ready:
             asked, files, _, _ = socket.recv_fds(channel, _ENOUGH, 3)
-            if not asked:  # the tests are over, or were killed: nothing of theirs stays
-                for pid in running:
+            if not asked:  # the tests are over, or were killed: nothing of theirs stays. Other templates see it too
+                for pid in running.keys() - templates:
                     os.kill(pid, signal.SIGKILL)
                 return
             pid = os.fork()
@@ -224,6 +228,8 @@ def _serve(channel: socket.socket, ours: Sequence[str]) -> None:
                     os.close(number)
                 _become(json.loads(asked), files[:2])
             running[pid] = files[2]
+            if json.loads(asked)["arguments"][0] == __file__:
+                templates.add(pid)
             for file in files[:2]:
                 os.close(file)
             channel.send(str(pid).encode())
@@ -294,4 +300,5 @@ def _run(arguments: list[str]) -> int:
 if __name__ == "__main__":
     with socket.socket(fileno=os.dup(1)) as its_channel, Path(os.devnull).open("wb") as nothing:
         os.dup2(nothing.fileno(), 1)
-        _serve(its_channel, sys.argv[1:])
+        _import([*LIBRARIES, *sys.argv[1:]])
+        _serve(its_channel)
