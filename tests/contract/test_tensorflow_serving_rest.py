@@ -34,7 +34,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     write_sum(folder / "column" / "1", 1)
     realtime = "realtime = { timeout_ms = 10000, max_micro_batch = 8 }\n"
     toml = "".join(f'[models.{name}]\npath = "{name}"\n{realtime}' for name in ("half_plus_two", "column", *MODELS))
-    with Stack(folder, toml) as running:
+    with Stack(folder, toml, with_tensorflow=True) as running:
         running.start("realtime", "api")
         running.wait_ready()
         running.deployment.registry.label("half_plus_two", "Version_Label", 123)

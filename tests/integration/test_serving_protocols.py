@@ -50,7 +50,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     toml = MODELS + "".join(
         f'[models.{name}]\npath = "{name}"\nrealtime = {{ timeout_ms = 10000 }}\n' for name in OTHERS
     )
-    with Stack(folder, toml) as running:
+    with Stack(folder, toml, with_tensorflow=True) as running:
         running.start("realtime", "api")
         running.wait_ready()
         # dense has two, and of quick's two one is refused

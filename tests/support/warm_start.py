@@ -3,7 +3,7 @@
 A template process forks once for each start. The child is a process of its own with its own arguments, environment,
 folder and exit code. One template has imported the libraries, and none of Forecache's own code. Code (`-c`) and scripts
 start from it: they may look at imports, or change something before one. Modules (`-m`) start from a second template,
-itself forked from the first one, that has imported most of Forecache too.
+itself forked from the first one, that has imported most of Forecache too, and those that use TensorFlow from a third.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -89,25 +89,36 @@ class WarmProcess:
 
 
 def start_python(
-    arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdout: int, stderr: int, new_session: bool = False
+    arguments: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    stdout: int,
+    stderr: int,
+    new_session: bool = False,
+    with_tensorflow: bool = False,
 ) -> WarmProcess | subprocess.Popen[bytes]:
-    """Start `python -P ARGUMENTS`; `stdout` and `stderr` are open files' numbers."""
+    """Start `python -P ARGUMENTS`; `stdout` and `stderr` are open files' numbers.
+
+    `with_tensorflow`: the module will use it. The first such process of the tests takes five seconds longer.
+    """
     if not _is_like_ours(env):
         return subprocess.Popen(
             [sys.executable, "-P", *arguments], cwd=cwd, env=dict(env), stdin=subprocess.DEVNULL, stdout=stdout,
             stderr=stderr, start_new_session=new_session,
         )  # fmt: skip
     with_ours = arguments[0] == "-m" and env.get("PYTHONPATH") == str(_ROOT)
-    template = _template(with_ours=with_ours)
+    template = _template((*OURS, "tensorflow") if with_ours and with_tensorflow else OURS if with_ours else ())
     return template.start(arguments, cwd=cwd, env=env, outputs=(stdout, stderr), new_session=new_session)
 
 
 def run_python(
-    arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], timeout_s: float
+    arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], timeout_s: float, with_tensorflow: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -P ARGUMENTS` to its end and return what it printed, as `subprocess.run` does."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        process = start_python(arguments, cwd=cwd, env=env, stdout=out.fileno(), stderr=err.fileno())
+        outputs = {"stdout": out.fileno(), "stderr": err.fileno()}
+        process = start_python(arguments, cwd=cwd, env=env, **outputs, with_tensorflow=with_tensorflow)
         try:
             code = process.wait(timeout_s)
         except subprocess.TimeoutExpired as late:
@@ -140,20 +151,20 @@ def _template_environment() -> dict[str, str]:
 
 
 @cache
-def _template(*, with_ours: bool) -> _Template:
-    return _Template(_start_second if with_ours else _start_first)
+def _template(more: tuple[str, ...]) -> _Template:
+    return _Template(partial(_fork_template, more) if more else _start_template)
 
 
-def _start_first(channel: int) -> subprocess.Popen[bytes]:
+def _start_template(channel: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-P", __file__], env=_template_environment(), cwd="/", stdin=subprocess.DEVNULL,
         stdout=channel,
     )  # fmt: skip
 
 
-def _start_second(channel: int) -> WarmProcess:
-    own = {**_template_environment(), "PYTHONPATH": str(_ROOT)}
-    return _template(with_ours=False).start([__file__, *OURS], cwd=Path("/"), env=own, outputs=(channel, 2))
+def _fork_template(more: Sequence[str], channel: int) -> WarmProcess:
+    own = {**_template_environment(), "PYTHONPATH": str(_ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    return _template(()).start([__file__, *more], cwd=Path("/"), env=own, outputs=(channel, 2))
 
 
 class _Template:
