@@ -11,13 +11,13 @@ from pydantic import AwareDatetime, BaseModel
 
 from app.api.problems import documented
 from app.api.process import ApiProcess, NamedEntity, NamedModel, Process
-from app.api.request_bodies import JsonRoute
+from app.api.request_bodies import JsonRoute, operation_id
 from app.api.schemas import JsonResponse
 from inference.clock import to_iso
 from inference.forgetting import ForgetReport
 from inference.store import ForgottenEntity
 
-router = APIRouter(tags=["entities"], route_class=JsonRoute)
+router = APIRouter(tags=["entities"], route_class=JsonRoute, generate_unique_id_function=operation_id)
 
 FORGET_ENTITY = "forecache.forget_entity"
 MAX_WAIT_S = 60

@@ -11,12 +11,14 @@ from pydantic import AwareDatetime, BaseModel, Field, WithJsonSchema, WrapValida
 
 from app.api.problems import documented
 from app.api.process import ApiProcess, NamedEntity, NamedModel, Process
-from app.api.request_bodies import JsonRoute
+from app.api.request_bodies import JsonRoute, operation_id
 from app.api.schemas import ENTITY_ID_SCHEMA, MAX_ROWS, Body, JsonResponse, list_as_sent, object_as_sent
 from inference.errors import ModelUnavailable
 from inference.features.updates import FeatureUpdate, UpdateResult
 
-router = APIRouter(prefix="/features", tags=["features"], route_class=JsonRoute)
+router = APIRouter(
+    prefix="/features", tags=["features"], route_class=JsonRoute, generate_unique_id_function=operation_id
+)
 
 EntityId = Annotated[str, WithJsonSchema(ENTITY_ID_SCHEMA)]
 

@@ -11,11 +11,11 @@ from fastapi import APIRouter, Query, Response
 from app.api.models import ModelCard
 from app.api.problems import documented, without_folders
 from app.api.process import ApiProcess, Process
-from app.api.request_bodies import JsonRoute
+from app.api.request_bodies import JsonRoute, operation_id
 from app.api.schemas import JsonResponse
 from inference.errors import ModelUnavailable, StoreUnavailable
 
-router = APIRouter(prefix="/health", tags=["health"], route_class=JsonRoute)
+router = APIRouter(prefix="/health", tags=["health"], route_class=JsonRoute, generate_unique_id_function=operation_id)
 
 STORE_TIMEOUT_S = 1.0
 

@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 from app.api.problems import documented
 from app.api.process import NamedModel, Process
-from app.api.request_bodies import JsonRoute
+from app.api.request_bodies import JsonRoute, operation_id
 from app.api.schemas import HitRateBody, JsonResponse
 from inference.batch import RunState
 from inference.deployment import Deployment
@@ -39,7 +39,7 @@ from inference.outcomes import Outcome
 from inference.serving.worker_client import BreakerState
 from inference.store import Manifest, Pointer
 
-router = APIRouter(route_class=JsonRoute)
+router = APIRouter(route_class=JsonRoute, generate_unique_id_function=operation_id)
 
 #: period of `forecache_hit_ratio`, in seconds
 WINDOW_S = 300

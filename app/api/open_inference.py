@@ -11,7 +11,7 @@ from app.api.health import readiness
 from app.api.models import compute
 from app.api.problems import documented_errors
 from app.api.process import ApiProcess, Process
-from app.api.request_bodies import beside_loop, read_body
+from app.api.request_bodies import beside_loop, operation_id, read_body
 from inference.errors import BadInput, NotFound, Unsupported, cut
 from inference.models import VersionRecord
 from inference.protocols import open_inference as protocol
@@ -57,7 +57,7 @@ VersionInPath = Annotated[int | None, Depends(version_in_path)]
 _IN_PATH = {"name": "version", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 1}}
 VERSIONED: dict[str, Any] = {"parameters": [_IN_PATH]}
 
-router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], generate_unique_id_function=operation_id)
 
 _MODEL = "/models/{model}"
 _VERSION = f"{_MODEL}/versions/{{version}}"

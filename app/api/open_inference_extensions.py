@@ -22,7 +22,7 @@ from app.api.open_inference import (
 )
 from app.api.problems import documented_errors
 from app.api.process import ApiProcess, Process
-from app.api.request_bodies import read_body
+from app.api.request_bodies import operation_id, read_body
 from app.api.servables import version_states
 from inference.errors import BadInput, NotFound, Unsupported, cut
 from inference.models.class_labels import LABELS_FILE
@@ -132,7 +132,7 @@ def no_control(model: str, *, load: bool) -> Unsupported:
     )
 
 
-router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], generate_unique_id_function=operation_id)
 _ERRORS = documented_errors(400, 404, 503)
 
 

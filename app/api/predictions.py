@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from app.api.problems import documented, problem_of
 from app.api.process import Process
-from app.api.request_bodies import JsonRoute, beside_loop
+from app.api.request_bodies import JsonRoute, beside_loop, operation_id
 from app.api.requests import ClientWatch
 from app.api.schemas import (
     MAX_JOB_ROWS,
@@ -26,7 +26,7 @@ from inference.serving import PredictionService
 from inference.serving.job_queue import JobRow
 from inference.serving.jobs import PART_ROWS, JobRequest, JobState
 
-router = APIRouter(route_class=JsonRoute)
+router = APIRouter(route_class=JsonRoute, generate_unique_id_function=operation_id)
 
 MAX_WAIT_S = 60
 

@@ -132,6 +132,11 @@ def _format_of(encoding: str, start: bytes) -> int:
     return _ANY_HEADER if encoding == "gzip" or is_zlib or start[:2] == b"\x1f\x8b" else -zlib.MAX_WBITS
 
 
+def operation_id(route: APIRoute) -> str:
+    """Return the name of an operation in generated clients: the function's."""
+    return f"{route.name}_of_version" if "{version}" in route.path else route.name
+
+
 class JsonRoute(APIRoute):
     """A route that reads and refuses its query and its JSON body, if it takes one, by the rules of this module."""
 

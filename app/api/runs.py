@@ -9,14 +9,14 @@ from pydantic import BaseModel
 
 from app.api.problems import documented, without_folders
 from app.api.process import ApiProcess, Process
-from app.api.request_bodies import JsonRoute
+from app.api.request_bodies import JsonRoute, operation_id
 from app.api.schemas import DiffBody, JsonResponse, PublishBody, RollbackBody, RunBody
 from inference.batch import DiffOptions, RunDetails, RunDiff, RunView, Serving, Trigger
 from inference.errors import NotFound, quoted
 from inference.failures import Failures
 
 _hurry = Failures(__name__, "run.hurry")
-router = APIRouter(tags=["runs"], route_class=JsonRoute)
+router = APIRouter(tags=["runs"], route_class=JsonRoute, generate_unique_id_function=operation_id)
 
 PREPARE_RUN = "forecache.prepare_run"
 COMPARE_RUN = "forecache.compare_run"

@@ -11,17 +11,18 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
 
 from inference.protocols.tensorflow_examples import read_examples
 from tests.contract.tensorflow_serving_cases import CASES, EXAMPLE_KINDS, Case
+from tests.support.lazy_imports import LazyModule
 from tests.support.models import export_models
 from tests.support.plain_onnx import write_sum
 from tests.support.stack import Stack
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.integration
+datasets = LazyModule("sklearn.datasets")
+linear_model = LazyModule("sklearn.linear_model")
 
 MODELS = ("half_plus_two_tf2", "half_plus_three", "digits", "tensors", "window")
 
@@ -33,7 +34,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     write_sum(folder / "column" / "1", 1)
     realtime = "realtime = { timeout_ms = 10000, max_micro_batch = 8 }\n"
     toml = "".join(f'[models.{name}]\npath = "{name}"\n{realtime}' for name in ("half_plus_two", "column", *MODELS))
-    with Stack(folder, toml) as running:
+    with Stack(folder, toml, with_tensorflow=True) as running:
         running.start("realtime", "api")
         running.wait_ready()
         running.deployment.registry.label("half_plus_two", "Version_Label", 123)
@@ -81,8 +82,8 @@ def test_an_example_carries_features_of_every_kind_to_the_model(
 
 
 def test_digits_are_recognised_as_scikit_learn_does(http: httpx.Client) -> None:
-    images, labels = load_digits(return_X_y=True)
-    trained = LogisticRegression(max_iter=200).fit(images / 16.0, labels)
+    images, labels = datasets.load_digits(return_X_y=True)
+    trained = linear_model.LogisticRegression().fit(images[:300] / 16.0, labels[:300])
     some = (images[::90] / 16.0).astype(np.float32)
     expected = trained.predict_proba(some)
     # 20 rows in micro-batches of 8

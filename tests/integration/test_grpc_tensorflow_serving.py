@@ -63,7 +63,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     toml = f"[grpc]\nport = {free_port()}\n" + "".join(
         f'[models.{name}]\npath = "{name}"\nversions = "all"\n{REALTIME}' for name in MODELS
     )
-    with Stack(folder, toml) as running:
+    with Stack(folder, toml, with_tensorflow=True) as running:
         running.start("realtime")
         running.start("api", environment={"FORECACHE_API__PROCESSES": "2"})
         running.wait_ready()

@@ -19,6 +19,7 @@ import pytest
 from tests.support.models import write_sum_model
 from tests.support.stack import ROOT, Stack, child_environment, end_tree
 from tests.support.waiting import wait_for
+from tests.support.warm_start import WarmProcess, start_python
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
@@ -53,13 +54,13 @@ class Traced:
         self.idle: set[str] = set()
         (folder / "mark").write_bytes(b"\0")
 
-    def start(self, name: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, str(TRACED), str(self.folder), *self.stack._command(name, name, None)[1:]]
-        log = (self.stack.folder / f"{name}.log").open("ab")
-        with log:
-            process = subprocess.Popen(
-                command, cwd=self.stack.folder, env=child_environment(), stdout=log, stderr=log, start_new_session=True
-            )
+    def start(self, name: str) -> WarmProcess | subprocess.Popen[bytes]:
+        command = [str(TRACED), str(self.folder), *self.stack._command(name, name, None)[1:]]
+        with (self.stack.folder / f"{name}.log").open("ab") as log:
+            process = start_python(
+                command, cwd=self.stack.folder, env=child_environment(), stdout=log.fileno(), stderr=log.fileno(),
+                new_session=True,
+            )  # fmt: skip
         self.pids[name] = process.pid
         return process
 

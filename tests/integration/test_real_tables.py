@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ import pytest
 
 from tests.support.stack import ROOT, Stack, child_environment
 from tests.support.waiting import wait_for
+from tests.support.warm_start import run_python
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
@@ -56,16 +55,15 @@ def find_table(kind: str, folder: Path) -> tuple[str, Path]:
 def deployment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     folder = tmp_path_factory.mktemp(request.param)
     kind, data = find_table(request.param, folder)
-    subprocess.run(
-        [sys.executable, ROOT / "tests/support/real_models.py", kind, data, folder / "model", folder / ANSWERS],
-        check=True, env=child_environment(), stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    train = ["-m", "tests.support.real_models", kind, str(data), str(folder / "model"), str(folder / ANSWERS)]
+    done = run_python(train, cwd=ROOT, env=child_environment(), timeout_s=300, with_tensorflow=True)
+    assert done.returncode == 0, done.stderr
     toml = (
         f'[models.{kind}]\npath = "model"\nfeatures = "{data}"\n'
         f"[models.{kind}.batch]\nrows_per_chunk = {CHUNK_ROWS[request.param]}\n"
         f"[models.{kind}.realtime]\ntimeout_ms = 10000\n"
     )
-    with Stack(folder, toml) as stack:
+    with Stack(folder, toml, with_tensorflow=True) as stack:
         stack.start("gpu", "realtime", "maintenance", "api")
         stack.wait_ready()
         yield Deployment(stack, kind, pd.read_parquet(folder / ANSWERS))

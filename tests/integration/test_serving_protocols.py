@@ -13,15 +13,16 @@ import httpx
 import numpy as np
 import ovmsclient
 import pytest
-import tritonclient.http
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from app.api.limits import MAX_BODY_BYTES
+from tests.support.lazy_imports import LazyModule
 from tests.support.models import dense_predictions, export_models
 from tests.support.stack import Stack
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.integration
+triton_http = LazyModule("tritonclient.http")
+utils = LazyModule("tritonclient.utils")
 
 MODELS = """
 [models.dense]
@@ -49,7 +50,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     toml = MODELS + "".join(
         f'[models.{name}]\npath = "{name}"\nrealtime = {{ timeout_ms = 10000 }}\n' for name in OTHERS
     )
-    with Stack(folder, toml) as running:
+    with Stack(folder, toml, with_tensorflow=True) as running:
         running.start("realtime", "api")
         running.wait_ready()
         # dense has two, and of quick's two one is refused
@@ -247,13 +248,13 @@ def test_a_body_over_the_limit_is_refused_while_it_arrives(http: httpx.Client) -
 
 @pytest.fixture
 def triton(stack: Stack) -> Iterator[Any]:
-    client = tritonclient.http.InferenceServerClient(stack.url.removeprefix("http://"))
+    client = triton_http.InferenceServerClient(stack.url.removeprefix("http://"))
     yield client
     client.close()
 
 
 def tensor(name: str, values: np.ndarray, *, binary: bool = True) -> Any:
-    item = tritonclient.http.InferInput(name, list(values.shape), np_to_triton_dtype(values.dtype))
+    item = triton_http.InferInput(name, list(values.shape), utils.np_to_triton_dtype(values.dtype))
     return item.set_data_from_numpy(values, binary_data=binary)
 
 
@@ -284,7 +285,7 @@ def test_the_client_of_triton_infers_in_binary_and_in_json(triton: Any, binary_i
         "text": np.array(["ü".encode(), b"b"], dtype=object),
         "flag": np.array([True, False]),
     }
-    outputs = [tritonclient.http.InferRequestedOutput(f"same_{name}", binary_data=binary_out) for name in values]
+    outputs = [triton_http.InferRequestedOutput(f"same_{name}", binary_data=binary_out) for name in values]
     inputs = [tensor(name, one, binary=binary_in) for name, one in values.items()]
     result = triton.infer("echo", inputs, outputs=outputs, request_id="r-1")
     assert result.get_response()["id"] == "r-1"
@@ -332,7 +333,7 @@ def test_the_client_of_triton_hears_what_is_wrong(triton: Any) -> None:
         ("500", "the model gave no usable prediction for this input", "fussy", [tensor("x", -(X[:, :2] ** 2))], ""),
     ]
     for status, message, model, inputs, version in refusals:
-        with pytest.raises(InferenceServerException) as refused:
+        with pytest.raises(utils.InferenceServerException) as refused:
             triton.infer(model, inputs, model_version=version)
         assert (refused.value.status(), refused.value.message()) == (status, message)
 

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
-from pyiceberg.table import Table
 
 from inference.redis.keys import TableKind
 from tests.support.lake_tables import catalog_properties, delete_by_position, new_catalog
@@ -55,7 +54,7 @@ class Tables:
         write_deltalake(folder / "lake", rows(0))
         catalog = new_catalog(folder / "catalog")
         properties = {"format-version": "2"}
-        self.iceberg: Table = catalog.create_table("lake.users", schema=rows(0).schema, properties=properties)
+        self.iceberg = catalog.create_table("lake.users", schema=rows(0).schema, properties=properties)
         self.iceberg.append(rows(0))
         self.write_csv(0)
         query = "SELECT entity_id, a, b FROM users"

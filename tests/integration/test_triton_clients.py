@@ -11,12 +11,8 @@ import grpc
 import httpx
 import numpy as np
 import pytest
-import tritonclient.grpc as triton
-import tritonclient.grpc.aio as triton_aio
-import tritonclient.http as triton_http
-from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
-from tritonclient.utils import InferenceServerException
 
+from tests.support.lazy_imports import LazyModule
 from tests.support.plain_onnx import write_sum, write_times
 from tests.support.ports import free_port
 from tests.support.stack import Stack
@@ -24,6 +20,13 @@ from tests.support.triton_models import write_identity, write_image_classes, wri
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.integration
+triton = LazyModule("tritonclient.grpc")
+triton_aio = LazyModule("tritonclient.grpc.aio")
+triton_http = LazyModule("tritonclient.http")
+model_config_pb2 = LazyModule("tritonclient.grpc.model_config_pb2")
+service_pb2 = LazyModule("tritonclient.grpc.service_pb2")
+service_pb2_grpc = LazyModule("tritonclient.grpc.service_pb2_grpc")
+utils = LazyModule("tritonclient.utils")
 
 MODELS = {
     "simple": write_simple,
@@ -147,7 +150,7 @@ def test_the_server_and_its_models_are_described(request: pytest.FixtureRequest,
     assert {"classification", "model_configuration", "statistics"} < set(named["extensions"])
     assert client.get_model_metadata("simple", **as_json)["name"] == "simple"
     for ask in (client.get_model_metadata, client.get_model_config, client.get_inference_statistics):
-        with pytest.raises(InferenceServerException, match="Request for unknown model"):
+        with pytest.raises(utils.InferenceServerException, match="Request for unknown model"):
             ask("wrong_model_name")
 
 
@@ -200,7 +203,9 @@ def test_the_index_tells_every_version_and_why_one_does_not_serve(by_grpc: Any, 
 def test_nobody_loads_or_unloads_a_model_from_outside(by_grpc: Any, by_http: Any) -> None:
     for client, status in ((by_grpc, "StatusCode.UNIMPLEMENTED"), (by_http, "400")):
         for call, verb in ((client.load_model, "load"), (client.unload_model, "unload")):
-            with pytest.raises(InferenceServerException, match=f"failed to {verb} 'simple', explicit model") as refused:
+            with pytest.raises(
+                utils.InferenceServerException, match=f"failed to {verb} 'simple', explicit model"
+            ) as refused:
                 call("simple")
             assert refused.value.status() == status
         assert client.is_model_ready("simple")
@@ -214,15 +219,15 @@ def test_missing_extensions_are_named(by_grpc: Any, by_http: Any, http: httpx.Cl
         by_grpc.get_log_settings,
         partial(by_grpc.register_system_shared_memory, "region", "/key", 64),
     ):
-        with pytest.raises(InferenceServerException, match="extension is not supported") as refused:
+        with pytest.raises(utils.InferenceServerException, match="extension is not supported") as refused:
             call()
         assert refused.value.status() == "StatusCode.UNIMPLEMENTED"
-    with pytest.raises(InferenceServerException, match="the shared memory extension is not supported"):
+    with pytest.raises(utils.InferenceServerException, match="the shared memory extension is not supported"):
         by_http.register_system_shared_memory("region", "/key", 64)
     shared = pair(NUMBERS, ONES)
     for one in shared:
         one.set_shared_memory("region", NUMBERS.nbytes)
-    with pytest.raises(InferenceServerException) as refused:
+    with pytest.raises(utils.InferenceServerException) as refused:
         by_grpc.infer("simple", shared)
     both = [f"input 'INPUT{n}': the shared memory extensions are not supported" for n in range(2)]
     assert refused.value.message() == "; ".join(both)
@@ -331,7 +336,7 @@ def test_contents_that_do_not_fit_are_refused(stub: Any, contents: Any, raw: lis
 def test_a_mistake_is_told_in_tritons_words(
     by_grpc: Any, model: str, version: str, sent: Any, code: str, words: str
 ) -> None:
-    with pytest.raises(InferenceServerException) as refused:
+    with pytest.raises(utils.InferenceServerException) as refused:
         by_grpc.infer(model, [sent], model_version=version)
     assert refused.value.status() == f"StatusCode.{code}"
     assert words in refused.value.message()

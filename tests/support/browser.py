@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
-from selenium.webdriver.common.by import By
-
+from tests.support.lazy_imports import LazyModule
 from tests.support.redis_server import missing
 from tests.support.waiting import wait_for
+
+webdriver = LazyModule("selenium.webdriver")
+chrome_service = LazyModule("selenium.webdriver.chrome.service")
 
 SIZE = (1440, 1000)
 #: a script that returns the texts of a page whose contrast is below 4.5
@@ -23,7 +23,7 @@ CONTRAST = Path(__file__).with_name("contrast.js").read_text()
 class Browser:
     """One window over a new profile."""
 
-    def __init__(self, driver: Chrome) -> None:
+    def __init__(self, driver: Any) -> None:
         self.driver = driver
 
     def open(self, url: str) -> None:
@@ -45,14 +45,14 @@ class Browser:
     def press(self, text: str, inside: str = "body") -> None:
         """Press the button that says `text`."""
         path = f".//button[normalize-space()={text!r}]"
-        box = self.driver.find_element(By.CSS_SELECTOR, inside)
-        wait_for(lambda: [one for one in box.find_elements(By.XPATH, path) if one.is_displayed()], f"button {text}", 20)
-        next(one for one in box.find_elements(By.XPATH, path) if one.is_displayed()).click()
+        box = self.driver.find_element("css selector", inside)
+        wait_for(lambda: [one for one in box.find_elements("xpath", path) if one.is_displayed()], f"button {text}", 20)
+        next(one for one in box.find_elements("xpath", path) if one.is_displayed()).click()
 
     def use_theme(self, theme: str) -> None:
         """Choose `light` or `dark` in Flower's own menu."""
-        self.driver.find_element(By.ID, "theme-toggle").click()
-        self.driver.find_element(By.CSS_SELECTOR, f"[data-bs-theme-value={theme}]").click()
+        self.driver.find_element("id", "theme-toggle").click()
+        self.driver.find_element("css selector", f"[data-bs-theme-value={theme}]").click()
         self.wait_live()
         # colours between the two themes have a contrast of their own
         wait_for(lambda: self.script("return document.getAnimations().length") == 0, "the end of transitions", 20)
@@ -86,7 +86,7 @@ def open_browser(folder: Path, *more: str) -> Iterator[Browser]:
     """Give a headless browser, started with `more` arguments, that is closed at the end."""
     binary = shutil.which("chromium") or missing("chromium")
     driver = shutil.which("chromedriver") or missing("chromedriver (Debian's package chromium-driver)")
-    options = ChromeOptions()
+    options = webdriver.ChromeOptions()
     options.binary_location = str(binary)
     for argument in (
         "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
@@ -95,7 +95,7 @@ def open_browser(folder: Path, *more: str) -> Iterator[Browser]:
     ):  # fmt: skip
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = Chrome(options=options, service=Service(str(driver)))
+    chrome = webdriver.Chrome(options=options, service=chrome_service.Service(str(driver)))
     try:
         yield Browser(chrome)
     finally:

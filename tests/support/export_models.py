@@ -1,4 +1,4 @@
-"""Exports the SavedModels that tests use: `python export_models.py KIND FOLDER [KIND FOLDER …]`.
+"""Exports the SavedModels that tests use: `python -m tests.support.export_models KIND FOLDER [KIND FOLDER …]`.
 
 Run as its own process, so that the test process needs no TensorFlow. KIND:
 
@@ -24,8 +24,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import numpy as np
-import serving_models
 import tensorflow as tf
+
+from tests.support import serving_models
 
 
 def weights(k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,11 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyiceberg.catalog.sql import SqlCatalog
-from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
-from pyiceberg.table import Table
-from pyiceberg.typedef import Record
 from pyroaring import BitMap
+
+from tests.support.lazy_imports import LazyModule
+
+catalogs = LazyModule("pyiceberg.catalog.sql")
+manifest = LazyModule("pyiceberg.manifest")
+typedef = LazyModule("pyiceberg.typedef")
 
 #: https://github.com/delta-io/delta/blob/master/PROTOCOL.md#deletion-vector-format
 _DELTA_MAGIC = 1681511377
@@ -53,10 +55,10 @@ _Z85 = str.maketrans(
 )
 
 
-def new_catalog(folder: Path) -> SqlCatalog:
+def new_catalog(folder: Path) -> Any:
     """Return a catalog of Iceberg tables in a new folder, with the namespace `lake`."""
     folder.mkdir()
-    catalog = SqlCatalog("test", **catalog_properties(folder))
+    catalog = catalogs.SqlCatalog("test", **catalog_properties(folder))
     catalog.create_namespace("lake")
     return catalog
 
@@ -66,7 +68,7 @@ def catalog_properties(folder: Path) -> dict[str, str]:
     return {"uri": f"sqlite:///{folder}/catalog.db", "warehouse": f"file://{folder}/warehouse"}
 
 
-def delete_by_position(table: Table, position: int) -> None:
+def delete_by_position(table: Any, position: int) -> None:
     """Delete a row of an Iceberg table with one data file, as Spark and Trino do."""
     [task] = table.scan().plan_files()
     schema = pa.schema([
@@ -74,21 +76,22 @@ def delete_by_position(table: Table, position: int) -> None:
         pa.field("pos", pa.int64(), metadata={"PARQUET:field_id": _POSITION_ID}),
     ])  # fmt: skip
     rows = pa.table({"file_path": [task.file.file_path], "pos": [position]}, schema=schema)
-    _add_deletes(table, DataFileContent.POSITION_DELETES, rows)
+    _add_deletes(table, manifest.DataFileContent.POSITION_DELETES, rows)
 
 
-def delete_by_value(table: Table, column: str, value: str) -> None:
+def delete_by_value(table: Any, column: str, value: str) -> None:
     """Delete rows of an Iceberg table by the value of its first column, as Flink does."""
-    _add_deletes(table, DataFileContent.EQUALITY_DELETES, pa.table({column: [value]}), equality_ids=[1])
+    _add_deletes(table, manifest.DataFileContent.EQUALITY_DELETES, pa.table({column: [value]}), equality_ids=[1])
 
 
-def _add_deletes(table: Table, content: DataFileContent, rows: pa.Table, equality_ids: list[int] | None = None) -> None:
+def _add_deletes(table: Any, content: Any, rows: pa.Table, equality_ids: list[int] | None = None) -> None:
     path = Path(table.location().removeprefix("file://")) / f"{content.name.lower()}.parquet"
     pq.write_table(rows, path)
     counts = "column_sizes value_counts null_value_counts nan_value_counts lower_bounds upper_bounds"
     sizes: dict[str, Any] = {name: {} for name in counts.split()}
-    file = DataFile.from_args(
-        content=content, file_path=f"file://{path}", file_format=FileFormat.PARQUET, partition=Record(),
+    file = manifest.DataFile.from_args(
+        content=content, file_path=f"file://{path}", file_format=manifest.FileFormat.PARQUET,
+        partition=typedef.Record(),
         record_count=rows.num_rows, file_size_in_bytes=path.stat().st_size, key_metadata=None, split_offsets=[],
         spec_id=0, sort_order_id=None, equality_ids=equality_ids, **sizes,
     )  # fmt: skip

@@ -9,6 +9,7 @@ Each stand-in writes its pid to FOLDER/NAME.pid on every start.
 from __future__ import annotations
 
 import sys
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def _main(folder: Path, kinds: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("error")  # as in the tests' own process
     try:
         _main(Path(sys.argv[1]), sys.argv[2:])
     except ForecacheError as error:

@@ -6,17 +6,14 @@ TensorFlow is exported only where it is the subject: a process that loads it tak
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tests.support.plain_onnx import dense_weights, write_sum, write_times
-
-_SCRIPT = Path(__file__).with_name("export_models.py")
+from tests.support.stack import ROOT, child_environment
+from tests.support.warm_start import run_python
 
 
 def export_models(models: dict[Path, str]) -> None:
@@ -24,10 +21,9 @@ def export_models(models: dict[Path, str]) -> None:
     arguments = [text for folder, kind in models.items() for text in (kind, str(folder))]
     for folder in models:
         folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
-    done = subprocess.run(
-        [sys.executable, _SCRIPT, *arguments], env=environment, capture_output=True, text=True, timeout=180
-    )
+    environment = {**child_environment(), "CUDA_VISIBLE_DEVICES": "-1"}
+    command = ["-m", "tests.support.export_models", *arguments]
+    done = run_python(command, cwd=ROOT, env=environment, timeout_s=180, with_tensorflow=True)
     assert done.returncode == 0, done.stderr
 
 

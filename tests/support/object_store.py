@@ -14,7 +14,6 @@ from unittest import mock
 import pyarrow as pa
 import pyarrow.fs as fs
 import pyarrow.parquet as pq
-from moto.server import ThreadedMotoServer
 
 SECRET = "moto-secret-that-nobody-must-see"
 
@@ -33,6 +32,8 @@ def aws_environment(endpoint: str) -> dict[str, str]:
 @contextmanager
 def s3_server() -> Iterator[str]:
     """Run a server; yield its URL. AWS' variables point to it meanwhile."""
+    from moto.server import ThreadedMotoServer
+
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line per request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

@@ -39,7 +39,7 @@ def child_environment() -> dict[str, str]:
 class Stack:
     """Processes of one deployment in one folder, over a Redis of their own; `broker_url` is that Redis unless given.
 
-    `url`, `cache_url`: how they reach that Redis, when not by its own URLs.
+    `url`, `cache_url`: how they reach that Redis, when not by its own URLs. `with_tensorflow`: its models need it.
     """
 
     #: the deployments that run now; the report of a failed test shows what they logged
@@ -53,8 +53,10 @@ class Stack:
         broker_url: str | None = None,
         url: str | None = None,
         cache_url: str | None = None,
+        with_tensorflow: bool = False,
     ) -> None:
         self.folder = folder
+        self.with_tensorflow = with_tensorflow
         self.redis = RedisServer(folder / "redis", appendonly=True)
         self.api_port, self.dashboard_port = free_port(), free_port()
         self.processes: dict[str, WarmProcess | subprocess.Popen[bytes]] = {}
@@ -121,8 +123,9 @@ class Stack:
             command = self._command(name.split("-")[0], name, script)
             with (self.folder / f"{name}.log").open("ab") as log:
                 self.processes[name] = start_python(
-                    command, cwd=self.folder, env=own, stdout=log.fileno(), stderr=log.fileno(), new_session=True
-                )
+                    command, cwd=self.folder, env=own, stdout=log.fileno(), stderr=log.fileno(), new_session=True,
+                    with_tensorflow=self.with_tensorflow and name.startswith(("gpu", "realtime")),
+                )  # fmt: skip
 
     def _command(self, kind: str, name: str, script: Path | None) -> list[str]:
         if kind in WORKERS:
@@ -210,7 +213,7 @@ def run_cli_json(folder: Path, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
-def end_tree(process: subprocess.Popen[Any]) -> None:
+def end_tree(process: WarmProcess | subprocess.Popen[Any]) -> None:
     """End a process and everything that it started."""
     try:
         children = psutil.Process(process.pid).children(recursive=True)

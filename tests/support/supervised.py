@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -14,10 +11,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from inference.settings import find_embedded_redis
+from tests.support.stack import child_environment
 from tests.support.waiting import wait_for
-
-_SOURCES = Path(__file__).resolve().parents[2]
-_LOCAL_UP = Path(__file__).with_name("local_up.py")
+from tests.support.warm_start import start_python
 
 
 class Supervised:
@@ -28,20 +24,11 @@ class Supervised:
         self.state_dir = root / ".forecache"
         self.log = root / "log"
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                # warnings are errors in the supervisor too
-                [
-                    sys.executable,
-                    "-W",
-                    "error",
-                    Path(__file__).with_name("local_up.py"),
-                    self.state_dir,
-                    *kinds,
-                ],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"PYTHONPATH": str(_SOURCES)},
-            )
+            self.process = start_python(
+                # a module of ours: started from a process that has imported Forecache
+                ["-m", "tests.support.local_up", str(self.state_dir), *kinds],
+                cwd=root, env=child_environment(), stdout=log.fileno(), stderr=log.fileno(),
+            )  # fmt: skip
 
     def output(self) -> str:
         return self.log.read_text()

@@ -1,7 +1,9 @@
-"""Starts commands and workers from a process that has imported the libraries: most of what a start of Python costs.
+"""Starts commands and workers from a process that has imported what they need: most of what a start of Python costs.
 
-A template process imports libraries, but none of Forecache's own code, and forks once for each start. The child is a
-process of its own with its own arguments, environment, folder and exit code; it imports Forecache as any other does.
+A template process forks once for each start. The child is a process of its own with its own arguments, environment,
+folder and exit code. One template has imported the libraries, and none of Forecache's own code. Code (`-c`) and scripts
+start from it: they may look at imports, or change something before one. Modules (`-m`) start from a second template,
+itself forked from the first one, that has imported most of Forecache too, and those that use TensorFlow from a third.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -35,8 +37,14 @@ LIBRARIES = (
     "celery.concurrency.solo", "celery.concurrency.thread", "kombu.transport.redis", "prometheus_client", "psutil",
     "fastapi", "uvicorn.protocols.http.httptools_impl", "httpx", "tornado.web", "flower.app", "flower.views",
 )  # fmt: skip
-#: an interpreter reads these when it starts; a child whose own differ is started as usual
-_READ_AT_START = ("PYTHON", "LANG", "LC_", "LD_", "TZ", "OMP_", "OPENBLAS_")
+#: what most of them import of Forecache. Workers' modules are left out: each kind connects signals of its own
+OURS = (
+    "inference.batch", "inference.deployment", "inference.economics", "inference.models", "inference.serving",
+    "inference.streams", "app.api.application", "app.api.server", "app.cli", "app.local.up",
+)  # fmt: skip
+_ROOT = Path(__file__).resolve().parents[2]
+#: an interpreter or an import reads these; a child whose own differ from the template's is started as usual
+_READ_AT_START = ("PYTHON", "LANG", "LC_", "LD_", "TZ", "OMP_", "OPENBLAS_", "MLFLOW_")
 _ENOUGH = 1 << 20
 
 
@@ -81,23 +89,36 @@ class WarmProcess:
 
 
 def start_python(
-    arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdout: int, stderr: int, new_session: bool = False
+    arguments: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    stdout: int,
+    stderr: int,
+    new_session: bool = False,
+    with_tensorflow: bool = False,
 ) -> WarmProcess | subprocess.Popen[bytes]:
-    """Start `python -P ARGUMENTS`; `stdout` and `stderr` are open files' numbers."""
+    """Start `python -P ARGUMENTS`; `stdout` and `stderr` are open files' numbers.
+
+    `with_tensorflow`: the module will use it. The first such process of the tests takes five seconds longer.
+    """
     if not _is_like_ours(env):
         return subprocess.Popen(
             [sys.executable, "-P", *arguments], cwd=cwd, env=dict(env), stdin=subprocess.DEVNULL, stdout=stdout,
             stderr=stderr, start_new_session=new_session,
         )  # fmt: skip
-    return _template().start(arguments, cwd=cwd, env=env, outputs=(stdout, stderr), new_session=new_session)
+    with_ours = arguments[0] == "-m" and env.get("PYTHONPATH") == str(_ROOT)
+    template = _template((*OURS, "tensorflow") if with_ours and with_tensorflow else OURS if with_ours else ())
+    return template.start(arguments, cwd=cwd, env=env, outputs=(stdout, stderr), new_session=new_session)
 
 
 def run_python(
-    arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], timeout_s: float
+    arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], timeout_s: float, with_tensorflow: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -P ARGUMENTS` to its end and return what it printed, as `subprocess.run` does."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        process = start_python(arguments, cwd=cwd, env=env, stdout=out.fileno(), stderr=err.fileno())
+        outputs = {"stdout": out.fileno(), "stderr": err.fileno()}
+        process = start_python(arguments, cwd=cwd, env=env, **outputs, with_tensorflow=with_tensorflow)
         try:
             code = process.wait(timeout_s)
         except subprocess.TimeoutExpired as late:
@@ -124,26 +145,36 @@ def _is_like_ours(env: Mapping[str, str]) -> bool:
     )
 
 
+@cache
 def _template_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": ""}
 
 
 @cache
-def _template() -> _Template:
-    return _Template()
+def _template(more: tuple[str, ...]) -> _Template:
+    return _Template(partial(_fork_template, more) if more else _start_template)
+
+
+def _start_template(channel: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-P", __file__], env=_template_environment(), cwd="/", stdin=subprocess.DEVNULL,
+        stdout=channel,
+    )  # fmt: skip
+
+
+def _fork_template(more: Sequence[str], channel: int) -> WarmProcess:
+    own = {**_template_environment(), "PYTHONPATH": str(_ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    return _template(()).start([__file__, *more], cwd=Path("/"), env=own, outputs=(channel, 2))
 
 
 class _Template:
-    """The process that forks, and the socket on which it is asked to."""
+    """The process that forks, and the socket on which it is asked to: its standard output."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: Callable[[int], WarmProcess | subprocess.Popen[bytes]]) -> None:
         self._lock = threading.Lock()
         self._channel, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", __file__, str(its.fileno())], env=_template_environment(), cwd="/",
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[its.fileno()],
-            )  # fmt: skip
+            self._process = start(its.fileno())
         atexit.register(self.stop)
 
     def start(
@@ -153,7 +184,7 @@ class _Template:
         cwd: Path,
         env: Mapping[str, str],
         outputs: tuple[int, int],
-        new_session: bool,
+        new_session: bool = False,
     ) -> WarmProcess:
         what = {"arguments": [os.fspath(one) for one in arguments], "cwd": str(cwd), "env": dict(env)}
         asked = json.dumps({**what, "new_session": new_session}).encode()
@@ -174,14 +205,18 @@ class _Template:
 # --- in the template ---
 
 
-def _serve(channel: socket.socket) -> None:
-    """Fork for each request until the other side closes; tell how each child ended."""
-    for name in LIBRARIES:
-        with contextlib.suppress(ImportError):
+def _import(modules: Sequence[str]) -> None:
+    for name in modules:
+        with contextlib.suppress(Exception):  # a child that needs the module shows the error
             importlib.import_module(name)
     gc.collect()
     gc.freeze()
+
+
+def _serve(channel: socket.socket) -> None:
+    """Fork for each request until the other side closes; tell how each child ended."""
     running: dict[int, int] = {}
+    templates: set[int] = set()
     woken, waker = os.pipe()
     os.set_blocking(waker, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -194,8 +229,8 @@ def _serve(channel: socket.socket) -> None:
             _tell_ended(running)
         if channel in ready:
             asked, files, _, _ = socket.recv_fds(channel, _ENOUGH, 3)
-            if not asked:  # the tests are over, or were killed: nothing of theirs stays
-                for pid in running:
+            if not asked:  # the tests are over, or were killed: nothing of theirs stays. Other templates see it too
+                for pid in running.keys() - templates:
                     os.kill(pid, signal.SIGKILL)
                 return
             pid = os.fork()
@@ -204,6 +239,8 @@ def _serve(channel: socket.socket) -> None:
                     os.close(number)
                 _become(json.loads(asked), files[:2])
             running[pid] = files[2]
+            if json.loads(asked)["arguments"][0] == __file__:
+                templates.add(pid)
             for file in files[:2]:
                 os.close(file)
             channel.send(str(pid).encode())
@@ -272,4 +309,7 @@ def _run(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    _serve(socket.socket(fileno=int(sys.argv[1])))
+    with socket.socket(fileno=os.dup(1)) as its_channel, Path(os.devnull).open("wb") as nothing:
+        os.dup2(nothing.fileno(), 1)
+        _import([*LIBRARIES, *sys.argv[1:]])
+        _serve(its_channel)

@@ -9,14 +9,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
+from tests.support.stack import child_environment
+from tests.support.warm_start import run_python
 
 ANSWERS = "answers.npz"
 ROOT = Path(__file__).resolve().parents[3]
@@ -25,12 +25,10 @@ ROWS = 300
 
 def train(runtime: str, folder: Path, **variables: str) -> None:
     """Run a runtime's script: it writes one folder for each case that the format can express."""
-    ours = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
-    environment = os.environ | ours | variables
-    done = subprocess.run(
-        [sys.executable, "-m", f"tests.support.runtimes.train_{runtime}", str(folder)],
-        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
+    environment = child_environment() | {"CUDA_VISIBLE_DEVICES": "-1"} | variables
+    command = ["-m", f"tests.support.runtimes.train_{runtime}", str(folder)]
+    with_tensorflow = runtime == "saved_model"
+    done = run_python(command, cwd=ROOT, env=environment, timeout_s=200, with_tensorflow=with_tensorflow)
     assert done.returncode == 0, done.stderr
 
 

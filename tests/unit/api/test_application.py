@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest_asyncio
+from fastapi.routing import APIRoute
 
 from app.api import create_app
 from inference.settings import Settings
@@ -27,6 +28,13 @@ async def test_each_operation_has_a_name_for_generated_clients(client: httpx.Asy
     assert [name for name, count in Counter(names).items() if count > 1] == []
     assert [name for name in names if not re.fullmatch(r"[a-z][a-z_0-9]{2,40}", name)] == []
     assert {"predict", "predict_many", "enqueue_predictions", "get_job", "get_hit_rate", "start_run"} <= set(names)
+
+
+def test_no_request_waits_for_routes_to_be_built() -> None:
+    first, second = ([one for one in create_app(Settings()).routes if isinstance(one, APIRoute)] for _ in range(2))
+    assert len(first) > 30
+    # built once, when the modules were imported
+    assert [id(one) for one in first] == [id(one) for one in second]
 
 
 async def test_the_page_of_the_document_needs_no_other_host(client: httpx.AsyncClient) -> None:

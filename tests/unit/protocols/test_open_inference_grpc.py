@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tritonclient.grpc import model_config_pb2, service_pb2
 
 from inference.errors import BadInput
 from inference.protocols.messages import descriptor_pool, message_class
@@ -80,6 +79,8 @@ def test_all_faults_of_a_message_are_told_at_once() -> None:
 
 
 def test_the_messages_have_the_fields_of_tritons_own() -> None:
+    from tritonclient.grpc import model_config_pb2, service_pb2  # with a library that takes long to import
+
     theirs = {**service_pb2.DESCRIPTOR.message_types_by_name, **model_config_pb2.DESCRIPTOR.message_types_by_name}
     service = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
