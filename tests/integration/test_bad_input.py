@@ -39,7 +39,7 @@ BAD_TABLES: dict[str, tuple[pd.DataFrame, list[str]]] = {
     "null-ids": (GOOD.assign(entity_id=[None, *GOOD["entity_id"][1:]]), ["entity_id", "null"]),
     "duplicate-ids": (
         GOOD.assign(entity_id=["e0", "e0", *GOOD["entity_id"][2:]]),
-        ["repeat an entity id", "e0"],
+        ["an entity id, such as 'e0'"],
     ),
     "illegal-ids": (GOOD.assign(entity_id=["a\x00b", *GOOD["entity_id"][1:]]), ["entity_id"]),
     "missing-feature": (GOOD.drop(columns="b"), ["'b'"]),

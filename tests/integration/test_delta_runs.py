@@ -374,7 +374,7 @@ def test_rows_that_redis_lost_are_scored_anew_and_the_run_says_so(world: DeltaWo
     world.client.delete(TABLE.bucket(first.generation or 0, 0))
     done = world.publish()
     assert "rows of run" in (done.full_reason or "")
-    assert (done.full_reason or "").endswith("are left in Redis, of 200")
+    assert (done.full_reason or "").endswith(" left of 200")
     assert world.answers(*(f"e{i}" for i in range(200))) == [2.0 * i for i in range(200)]
     assert world.publish().full_reason is None
 
@@ -394,7 +394,7 @@ def test_rows_that_redis_loses_in_mid_run_are_not_missing_in_what_serves(world: 
     if lost == "of what serves":
         assert (done.state, world.answers("e3", "e4", "e199")) == (RunState.PUBLISHED, [-6.0, 8.0, 398.0])
         world.runs.rollback("m")  # to the generation with lost rows
-        assert "are left in Redis" in (world.publish().full_reason or "")
+        assert " left of 200" in (world.publish().full_reason or "")
     else:
         assert (done.state, failed_gates(done)) == (RunState.FAILED, ["coverage"])
         assert world.publish().full_reason is None  # what serves is whole

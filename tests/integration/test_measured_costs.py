@@ -43,7 +43,7 @@ async def test_every_figure_says_how_it_was_measured(redis_client: Client, redis
     assert 15 < values["bytes"] < 60
     assert values["peak_rps"] >= values["rps"] > 0
     assert told.figures["runs_per_day"].origin is Basis.SETTINGS
-    assert told.figures["throughput"].how == "median of 2 published runs, over 1 batch workers alive now"
+    assert told.figures["throughput"].how == "median of 2 published runs, over 1 batch worker alive now"
     assert (told.runs_published, told.runs_failed, told.run_s) == (2, 1, 7)
     assert told.asked_week == pytest.approx(500, rel=0.03)
     assert told.never_read == pytest.approx(1_500, rel=0.03)
@@ -55,7 +55,7 @@ def test_what_spark_scored_says_nothing_about_a_batch_worker(redis_client: Clien
     assert "throughput" not in measure(redis_client, KEYS, "delay", own).figures
     keep_runs(redis_client, "published")
     told = measure(redis_client, KEYS, "delay", own).figures["throughput"]
-    assert (told.value, told.how) == (500, "median of 1 published runs, over 1 batch workers alive now")
+    assert (told.value, told.how) == (500, "median of 1 published run, over 1 batch worker alive now")
 
 
 @pytest.mark.parametrize("more", [{"since": 1_700_000_000.0}, {"entities_asked": 3}])
@@ -79,7 +79,7 @@ def test_what_a_run_did_is_shared_by_the_batch_workers_that_are_alive(redis_clie
     for one in (worker, replace(worker, pid=8), replace(worker, pid=9, queues=("realtime",))):
         presence.beat(one)
     throughput = measure(redis_client, KEYS, "delay", ModelSettings(path=Path("m"))).figures["throughput"]
-    assert (throughput.value, throughput.how) == (250, "median of 1 published runs, over 2 batch workers alive now")
+    assert (throughput.value, throughput.how) == (250, "median of 1 published run, over 2 batch workers alive now")
 
 
 @pytest.mark.parametrize(("seconds", "span_s"), [(1.0, 60.0), (59.0, 60.0), (61.0, 61.0)])

@@ -192,7 +192,7 @@ def test_rows_that_left_are_gone_and_the_last_one_too(world: Written) -> None:
 
 
 REFUSED: dict[str, tuple[str, Callable[[pa.Table], pa.Table]]] = {
-    "an id twice": ("rows repeat an entity id, such as '1'", lambda table: changed(table, "entity_id", r2="1")),
+    "an id twice": ("row repeats an entity id, such as '1'", lambda table: changed(table, "entity_id", r2="1")),
     "a column less": ("'y'", lambda table: table.drop_columns(["y"])),
     "integers as floats": (
         "cast it to int64",
