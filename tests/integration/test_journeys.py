@@ -68,18 +68,21 @@ class Traced:
         """Return `file:function` of all that processes call each time that a journey is made, by their first calls."""
         traces = []
         for _ in range(TIMES):
+            began = time.monotonic()
             self._begin()
             journey()
             time.sleep(0.2)  # what is written after the answer
             traces.append(self._places(*processes))
+            # the longer it takes, the more of what is done now and then falls into it
+            self.watch_idle(time.monotonic() - began)
         common = set.intersection(*map(set, traces))
         return [place for place in traces[-1] if place in common]
 
-    def watch_idle(self) -> None:
+    def watch_idle(self, seconds: float) -> None:
         """Note what the processes call while nobody asks them."""
         self._begin()
-        time.sleep(IDLE_S)
-        self.idle = set(self._places(*self.pids))
+        time.sleep(seconds)
+        self.idle.update(self._places(*self.pids))
 
     def check(self, journey: str, calls: list[str]) -> None:
         """Compare calls with the journey's section of docs/architecture.md: its steps in order, the number of files."""
@@ -128,7 +131,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
             run(stack)
             wait_for(lambda: source_of(stack, "e1") == "batch", "a stored answer")
             compute(stack, "e1")
-            traced.watch_idle()
+            traced.watch_idle(IDLE_S)
             yield traced
         finally:
             for process in processes:
