@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -159,7 +160,8 @@ class Generations:
                 give_way()
                 yield BulkCommands(encode_copies(forms, part, deadline=deadline), 2 * len(part), node)
 
-        self._client.send_in_bulk(pieces(), Pace(self._pace.share))
+        # the sizes of pieces are its own
+        self._client.send_in_bulk(pieces(), replace(self._pace))
 
     def set_ages(self, manifest: Manifest, ids: Any, as_of: npt.NDArray[np.float64]) -> None:
         """Replace the ages of rows that the generation holds; may run twice. `ids` and `as_of`: as for `write`.
@@ -176,7 +178,7 @@ class Generations:
             piece_bytes=lambda: _BYTES_OF_AGES,
             nodes=self._client.nodes_of(manifest.buckets),
         )
-        lost = len(ids) - sum_of(self._client.send_in_bulk(calls, Pace(self._pace.share)))
+        lost = len(ids) - sum_of(self._client.send_in_bulk(calls, replace(self._pace)))
         if lost:
             raise Conflict(f"generation {manifest.number} of the {self._name} lacks {lost:,} of the rows carried over")
 
@@ -243,7 +245,7 @@ class Generations:
             BulkCommands(encode_lengths([form % bucket for bucket in part]), len(part), node)
             for node, part in self._parts(range(manifest.buckets), _HLEN_PER_PIPELINE)
         )
-        return sum_of(self._client.send_in_bulk(pieces, Pace()))
+        return sum_of(self._client.send_in_bulk(pieces, replace(self._pace, share=1.0)))
 
     def manifest(self, number: int) -> Manifest | None:
         """Return a generation's manifest, or None when it is gone."""

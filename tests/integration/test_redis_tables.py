@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from inference.deployment import Deployment
 from inference.errors import StoreUnavailable
-from inference.redis.bulk import Pace
+from inference.redis.bulk import BulkCommands, Pace
 from inference.redis.clients import WORKER, AsyncClient, Client
 from inference.redis.keys import Keys, TableKeys, TableKind
 from inference.schema import DType, TensorSpec
@@ -83,6 +84,31 @@ def test_a_load_rests_between_its_pieces_as_the_models_write_share_says(
     with Deployment(settings, WORKER) as deployment:
         publish(deployment.predictions("m"), {f"id-{i}": 1.0 for i in range(1000)})
     assert set(rests) == ({share} if share < 1 else set())
+
+
+@pytest.mark.parametrize("come", [True, False])
+def test_all_that_is_written_in_bulk_gives_way_to_requests(
+    redis_client: Client, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, come: bool
+) -> None:
+    url = redis_server.url()
+    settings = Settings(redis=RedisSettings(url=url, cache_url=url), models={"m": ModelSettings(path=Path("m"))})
+    known: list[bool] = []
+    with Deployment(settings, WORKER) as deployment:
+        if come:
+            redis_client.set(deployment.keys.requests, 1, px=60_000)
+        send = deployment.cache.send_in_bulk
+
+        def noting(pieces: Iterable[BulkCommands], pace: Pace) -> bytes:
+            known.append(pace.requests_come())
+            return send(pieces, pace)
+
+        monkeypatch.setattr(deployment.cache, "send_in_bulk", noting)
+        table = deployment.predictions("m")
+        manifest = publish(table, {"a": 1.0, "b": 2.0})
+        generations, copy = table.generations, begin(table, 2)
+        generations.copy(manifest, copy)
+        generations.set_ages(copy, pa.array(["a"]), np.array([5.0]))
+    assert known == [come] * 3
 
 
 def test_buckets_stay_compact_with_long_ids_and_a_prediction_takes_at_most_30_bytes(
