@@ -114,7 +114,7 @@ def _no_redis(settings: Settings, cause: BaseException | None) -> str:
     if isinstance(cause, redis.ResponseError):
         return f"Redis at {place_of(settings.cache_url)} refuses to do it: {cause}"
     if settings.redis.url is None:
-        from app.local.up import find_up
+        from app.local.lock import find_up
 
         up = find_up(settings.state_dir)
         running = "no `forecache up` runs in this folder"

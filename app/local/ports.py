@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import socket
-
-import psutil
+from typing import TYPE_CHECKING
 
 from inference.errors import Conflict, SettingsError
+
+if TYPE_CHECKING:
+    import psutil
 
 LOOPBACK = "127.0.0.1"
 _LONGEST_COMMAND = 80
@@ -68,6 +70,10 @@ def require_free(host: str, port: int, setting: str) -> None:
 
 def port_holder(port: int) -> str:
     """Return the process that listens on a port, as in "python3 server.py (pid 12)"; "" if the system does not tell."""
+    try:
+        import psutil
+    except ModuleNotFoundError:  # an install without the extra `embedded`
+        return ""
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from datetime import datetime
+from contextlib import ExitStack
 from importlib.util import find_spec
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from app.http import check_grpc, listen
 from app.local import embedded_redis
 from app.local.embedded_redis import EmbeddedRedis, private_folder
+from app.local.lock import LOCK, hold_lock
 from app.local.output import Output
 from app.local.ports import require_free
 from app.local.programs import Program, all_programs, visible_gpus
 from app.local.supervisor import Supervisor
-from inference.errors import Conflict, ModelError, SettingsError
+from inference.errors import ModelError, SettingsError
 from inference.models.formats import Format, require_model_file
 from inference.models.versions import find_versions, wanted_versions
 from inference.settings import Settings, variables_unread
@@ -32,8 +29,6 @@ from inference.settings.settings import NO_MODEL
 from inference.settings.streams import NO_STREAM
 from inference.streams.opening import require_clients
 
-#: in the folder of the deployment's state; it holds the pid of the `up` that runs there
-LOCK = "up.lock"
 #: kind → (module that it needs, the extra that installs it)
 _NEEDS = {"dashboard": ("flower", "dashboard")}
 #: kinds that load models
@@ -93,53 +88,6 @@ def run_programs(
         output.say(text, level)
     asyncio.run(Supervisor(programs, output, on_stop).run())
     output.say("all stopped")
-
-
-@contextmanager
-def hold_lock(path: Path) -> Iterator[None]:
-    """Hold the lock file during the block. The kernel releases it when the process dies.
-
-    Raises:
-        Conflict: another process holds it; the message names its pid and the time of its start.
-    """
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            pid = file.read().strip() or "unknown"
-            since = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
-            raise Conflict(
-                f"`forecache up` already runs in {path.parent.parent} as pid {pid}, since {since:%Y-%m-%d %H:%M:%S}: "
-                f"stop it with `kill {pid}`"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-@dataclass(frozen=True)
-class RunningUp:
-    """A `forecache up` that runs. `since`: its start, in epoch seconds."""
-
-    pid: int
-    since: float
-
-
-def find_up(state_dir: Path) -> RunningUp | None:
-    """Return the `forecache up` that runs in the folder with this `state_dir`, None for none."""
-    try:
-        with (state_dir / LOCK).open() as file:
-            pid, since = int(file.read()), os.fstat(file.fileno()).st_mtime
-            # before the lock is tried: in the moment of the trial, an `up` that starts would be refused
-            os.kill(pid, 0)
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return RunningUp(pid, since)
-    except (OSError, ValueError):  # no file, none that may be read, no number in it, no such process
-        return None
-    return None  # the number is another process' by now
 
 
 def _require_installed(kinds: frozenset[str], settings: Settings) -> None:

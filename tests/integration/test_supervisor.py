@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from app.local.embedded_redis import private_folder
+from app.local.lock import hold_lock
 from app.local.ports import require_free
-from app.local.up import hold_lock
 from inference.errors import Conflict
 from tests.support.stack import run_cli
 from tests.support.supervised import Supervised

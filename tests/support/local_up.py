@@ -15,8 +15,9 @@ from pathlib import Path
 
 from app.local import embedded_redis
 from app.local.embedded_redis import private_folder
+from app.local.lock import hold_lock
 from app.local.programs import Program, redis_program
-from app.local.up import hold_lock, run_programs
+from app.local.up import run_programs
 from inference.errors import ForecacheError
 
 _BODY = """

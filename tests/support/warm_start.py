@@ -44,7 +44,7 @@ OURS = (
 )  # fmt: skip
 _ROOT = Path(__file__).resolve().parents[2]
 #: an interpreter or an import reads these; a child whose own differ from the template's is started as usual
-_READ_AT_START = ("PYTHON", "LANG", "LC_", "LD_", "TZ", "OMP_", "OPENBLAS_", "MLFLOW_")
+_READ_AT_START = ("PYTHON", "LANG", "LC_", "LD_", "TZ", "OMP_", "OPENBLAS_", "MLFLOW_", "OTEL_")
 _ENOUGH = 1 << 20
 
 

@@ -19,7 +19,7 @@ from app.cli.doctor.findings import (
     start_fix,
     warning,
 )
-from app.local.up import find_up
+from app.local.lock import find_up
 from inference.clock import Clock, system_clock
 from inference.errors import DeadlineExceeded
 from inference.failures import sentence_of

@@ -10,7 +10,7 @@ import pytest
 
 from app.cli.doctor.findings import Finding, Start, Status
 from app.cli.doctor.workers import check_workers, find_start
-from app.local.up import LOCK, hold_lock
+from app.local.lock import LOCK, hold_lock
 from inference.monitoring.presence import Loading, Roster, WorkerBeat
 from inference.settings import Settings
 from inference.stored_data import installed_release
