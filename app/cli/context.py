@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from app.local.lock import find_up
 from inference.errors import ForecacheError, StoreUnavailable, UnknownFormat
 
 if TYPE_CHECKING:
@@ -114,8 +115,6 @@ def _no_redis(settings: Settings, cause: BaseException | None) -> str:
     if isinstance(cause, redis.ResponseError):
         return f"Redis at {place_of(settings.cache_url)} refuses to do it: {cause}"
     if settings.redis.url is None:
-        from app.local.lock import find_up
-
         up = find_up(settings.state_dir)
         running = "no `forecache up` runs in this folder"
         if up is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 
 from app.cli.doctor.findings import Check, Finding, Start, at_once, error, not_checked, warning
 from app.cli.doctor.grpc_port import check_grpc_port
@@ -215,7 +215,7 @@ class Checkup:
         gpus = check_gpus(self._settings.workers, find_gpus())
         return [gpus, check_clock(offset_s), check_stop(self._settings.api), *check_environment(), *check_tracing()]
 
-    @property
+    @cached_property
     def _start(self) -> Start | None:
         return find_start(self._settings, [*filter(None, [self._api_processes()]), *(self._rosters() or {}).values()])
 
