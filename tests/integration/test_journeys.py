@@ -36,8 +36,9 @@ feature_table = true
 [models.m.realtime]
 timeout_ms = 60_000
 """
-#: heartbeats, flushes of counters and clocks go on beside every journey; three of each journey are compared
-TIMES = 3
+#: heartbeats, flushes of counters and clocks go on beside every journey: at least three of each journey are compared,
+#: and more while they seem too long, for a journey on a busy machine passes what only a slow one needs
+TIMES, MOST_TIMES = 3, 10
 #: seconds in which timers go off: their calls count for no journey, which may last for several on a slow machine
 IDLE_S = 4.5
 STEP = re.compile(r"^\d+\. `([\w/.]+\.py):([\w.]+)`", re.MULTILINE)
@@ -64,40 +65,43 @@ class Traced:
         self.pids[name] = process.pid
         return process
 
-    def calls(self, journey: Callable[[], None], *processes: str) -> list[str]:
-        """Return `file:function` of all that processes call each time that a journey is made, by their first calls."""
-        traces = []
-        for _ in range(TIMES):
-            began = time.monotonic()
-            self._begin()
-            journey()
-            time.sleep(0.2)  # what is written after the answer
-            traces.append(self._places(*processes))
-            # the longer it takes, the more of what is done now and then falls into it
-            self.watch_idle(time.monotonic() - began)
-        common = set.intersection(*map(set, traces))
-        return [place for place in traces[-1] if place in common]
-
     def watch_idle(self, seconds: float) -> None:
         """Note what the processes call while nobody asks them."""
         self._begin()
         time.sleep(seconds)
         self.idle.update(self._places(*self.pids))
 
-    def check(self, journey: str, calls: list[str]) -> None:
-        """Compare calls with the journey's section of docs/architecture.md: its steps in order, the number of files."""
-        files = {call.partition(":")[0] for call in calls if call not in self.idle}
-        if os.environ.get("SHOW_JOURNEYS"):
-            sys.stderr.write(f"{journey} ({len(files)} files) {json.dumps(calls, indent=1)}\n")
+    def check(self, name: str, journey: Callable[[], None], *processes: str) -> None:
+        """Compare what each such journey calls with its section of docs/architecture.md: steps in order, and files."""
         text = (ROOT / "docs/architecture.md").read_text("utf-8")
-        section = text.partition(f"\n### {journey}\n")[2].partition("\n#")[0]
+        section = text.partition(f"\n### {name}\n")[2].partition("\n#")[0]
         steps = [f"{file}:{function}" for file, function in STEP.findall(section)]
-        assert steps, f"docs/architecture.md does not tell {journey!r}"
-        assert [step for step in steps if step not in calls] == []
-        assert steps == sorted(steps, key=calls.index)
+        assert steps, f"docs/architecture.md does not tell {name!r}"
         in_all = IN_ALL.search(section)
         assert in_all is not None
-        assert len(files) <= int(in_all[1]), sorted(files)
+        calls = self._trace(journey, processes)
+        for times in range(2, MOST_TIMES + 1):
+            again = set(self._trace(journey, processes))
+            calls = [call for call in calls if call in again]
+            files = {call.partition(":")[0] for call in calls if call not in self.idle}
+            if times >= TIMES and len(files) <= int(in_all[1]):
+                break
+        if os.environ.get("SHOW_JOURNEYS"):
+            sys.stderr.write(f"{name} ({len(files)} files) {json.dumps(calls, indent=1)}\n")
+        assert [step for step in steps if step not in calls] == []
+        assert steps == sorted(steps, key=calls.index)
+        assert len(files) <= int(in_all[1]), "\n".join(sorted(files))
+
+    def _trace(self, journey: Callable[[], None], processes: tuple[str, ...]) -> list[str]:
+        """Make a journey; return `file:function` of all that the processes called, by their first calls."""
+        began = time.monotonic()
+        self._begin()
+        journey()
+        time.sleep(0.2)  # what is written after the answer
+        calls = self._places(*processes)
+        # the longer it takes, the more of what is done now and then falls into it
+        self.watch_idle(time.monotonic() - began)
+        return calls
 
     def _begin(self) -> None:
         self.mark += 1
@@ -153,7 +157,7 @@ def compute(stack: Stack, entity_id: str) -> None:
 
 
 def test_a_hit_goes_the_way_that_is_told(traced: Traced) -> None:
-    traced.check("A hit", traced.calls(lambda: assert_hit(traced.stack), "api"))
+    traced.check("A hit", lambda: assert_hit(traced.stack), "api")
 
 
 def assert_hit(stack: Stack) -> None:
@@ -161,8 +165,8 @@ def assert_hit(stack: Stack) -> None:
 
 
 def test_a_miss_goes_the_way_that_is_told(traced: Traced) -> None:
-    traced.check("A miss", traced.calls(lambda: compute(traced.stack, "e3"), "api", "realtime"))
+    traced.check("A miss", lambda: compute(traced.stack, "e3"), "api", "realtime")
 
 
 def test_a_run_goes_the_way_that_is_told(traced: Traced) -> None:
-    traced.check("A run", traced.calls(lambda: run(traced.stack), "maintenance", "gpu"))
+    traced.check("A run", lambda: run(traced.stack), "maintenance", "gpu")
