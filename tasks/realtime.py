@@ -85,11 +85,12 @@ def predict_tensors(
     version: int | None = None,
     deadline: float | None = None,
     signature: str | None = None,
+    more: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Compute a model's own input tensors, for a client of another serving protocol."""
+    """Compute a model's own input tensors, for clients of another serving protocol. `more`: further calls."""
     _refuse_redelivered(self)
     return self.deployment.tensor_scorer.predict_tensors(
-        model, inputs, version=version, deadline=deadline, signature=signature
+        model, inputs, version=version, deadline=deadline, signature=signature, more=more
     )
 
 

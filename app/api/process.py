@@ -193,8 +193,10 @@ def _counting(submit: Submit, recorder: HitRecorder) -> Submit:
         if not kwargs.get("predict", True):
             return await submit(task, kwargs, deadline=deadline, timeout_s=timeout_s)
         model, entity_ids = kwargs["model"], kwargs.get("entity_ids")
-        rows = len(entity_ids or kwargs.get("instances") or ()) or packed_rows(kwargs["inputs"])
-        recorder.record_micro_batch(model, rows)
+        rows = [len(entity_ids or kwargs.get("instances") or ())]
+        if not rows[0]:
+            rows = [packed_rows(call["inputs"]) for call in (kwargs, *kwargs.get("more", ()))]
+        recorder.record_micro_batch(model, sum(rows))
         sent = time.perf_counter()
         result = await submit(task, kwargs, deadline=deadline, timeout_s=timeout_s)
         brought = not entity_ids or bool(kwargs.get("overrides"))

@@ -174,8 +174,18 @@ def check_model(model: Any) -> None:
         raise BadInput(f"model must be text, not {_kind(model)}", field="model")
 
 
+def check_calls(more: Any) -> None:
+    """Refuse further calls of a message of tensors if they are none.
+
+    Raises:
+        BadInput: it is neither a list of objects nor None.
+    """
+    if not isinstance(more, list | None) or not all(isinstance(call, Mapping) for call in more or ()):
+        raise BadInput("more must be a list of objects, one for each further call", field="more")
+
+
 def check_tensor_message(*, model: Any, deadline: Any, version: Any, signature: Any) -> None:
-    """Refuse a message of tensors if one of its other arguments has a wrong type.
+    """Refuse a call in a message of tensors if one of its other arguments has a wrong type.
 
     Raises:
         BadInput: an argument has a wrong type.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -180,17 +180,19 @@ def replies_from_result(result: Mapping[str, Any], rows: int) -> list[Reply]:
         return [_reply(item, result) for item in items]
 
 
-def failed_by_version(result: Mapping[str, Any], rows: int, *, brought: bool) -> dict[int, int]:
-    """Return each version that a worker called for a task, and how many of the `rows` failed by its fault.
+def failed_by_version(result: Mapping[str, Any], rows: Sequence[int], *, brought: bool) -> dict[int, int]:
+    """Return each version that a worker called for a task, and how many of the rows failed by its fault.
 
-    `brought`: the features come from the request, so the client is at fault if they do not fit. Empty if the result,
-    that of `RealtimeScorer` or `TensorScorer`, names no version or cannot be read.
+    `rows`: of each call that the task held. `brought`: the features come from the request, so the client is at fault
+    if they do not fit. Empty if the result, that of `RealtimeScorer` or `TensorScorer`, names no version or cannot be
+    read.
     """
     faults = PredictionFailed if brought else (PredictionFailed, ContractError, ModelError)
     found: dict[int, int] = {}
     try:
-        # one result for all rows of tensors
-        items = result.get("predictions", [result] * rows)
+        # of tensors, one result for all rows of a call
+        of_calls = (one for times, call in zip(rows, results_of_calls(result), strict=False) for one in [call] * times)
+        items = result.get("predictions", of_calls)
         for item in items:
             error, version = item.get("error"), item.get("model_version") or result.get("model_version")
             if type(version) is int:
@@ -237,6 +239,16 @@ class Outputs:
     calls: int = 1
     spent: Spent = _NOTHING_SPENT
     longest_us: int = 0
+
+
+def results_of_calls(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the result of each call of a message (the JSON of `TensorScorer`), in order; perhaps not of the last ones.
+
+    Raises:
+        Defect: it is no such result.
+    """
+    with _reading_result():
+        return [result, *result.get("more", ())]
 
 
 def outputs_from_result(result: Mapping[str, Any]) -> Outputs:

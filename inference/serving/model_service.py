@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 from cachetools import TTLCache
@@ -12,8 +11,7 @@ from cachetools import TTLCache
 from inference.clock import Clock
 from inference.errors import ForecacheError, Overloaded, StoreUnavailable, Unavailable, UnknownEntity, Unreadable
 from inference.outcomes import Outcome
-from inference.protocols.tensors import are_rows_of, bytes_of, check_outputs, joined, pack, rows_between
-from inference.schema import Block, rows_in
+from inference.schema import Block
 from inference.serving.answers import (
     Answer,
     Computed,
@@ -22,30 +20,25 @@ from inference.serving.answers import (
     ModelCall,
     Outputs,
     Reply,
-    Spent,
     answer_computed,
     answer_stored,
     explanation_from_result,
     may_serve_previous,
-    outputs_from_result,
     replies_from_result,
     step_down,
 )
 from inference.serving.coalescer import Coalescer, Revalidation
+from inference.serving.own_rows import OwnRows
 from inference.serving.worker_client import BreakerState, Submit, WorkerClient
 from inference.settings import ModelSettings
 from inference.store import Entry, Pointer
 
 PREDICT_ENTITIES = "forecache.predict_entities"
-PREDICT_INSTANCES = "forecache.predict_instances"
-PREDICT_TENSORS = "forecache.predict_tensors"
 PREDICT_EXPLAINED = "forecache.predict_explained"
 
 #: seconds past the budget in which the previous generation may still be read, by one read of Redis
 PREVIOUS_GRACE_S = 0.03
 
-#: larger tensors are packed in a thread, beside the event loop
-_LARGE_BYTES = 64 * 1024
 #: most unknown entities that are remembered
 MAX_UNKNOWN = 10_000
 
@@ -64,7 +57,8 @@ class ModelService:
         self._lookups = SharedLookups(reader)
         self._workers = WorkerClient(name, model.realtime, submit, clock)
         self._clock = clock
-        self._coalescer = Coalescer(
+        self._own_rows = OwnRows(self._workers, model.realtime)
+        self._coalescer: Coalescer[str, Computed] = Coalescer(
             self._compute, max_in_flight=model.realtime.max_in_flight, max_rows=model.realtime.max_micro_batch
         )
         self._revalidation = Revalidation(self._compute_behind)
@@ -151,40 +145,16 @@ class ModelService:
         self, entity_ids: Sequence[str], until: float, *, overrides: Mapping[str, Any]
     ) -> list[Answer | ForecacheError]:
         """Compute ids with some features replaced. Shares nothing with other requests, and stores nothing."""
-        more = {"overrides": dict(overrides)}
-        replies = await self._workers.ask_rows_apart(PREDICT_ENTITIES, "entity_ids", entity_ids, until, more)
+        replies = await self._workers.ask_with_overrides(PREDICT_ENTITIES, entity_ids, overrides, until)
         return [self._conclude(*pair) for pair in zip(entity_ids, replies, strict=True)]
 
     async def compute_instances(self, instances: Sequence[Any], until: float) -> list[Answer | ForecacheError]:
         """Compute the request's own feature rows; stores nothing."""
-        replies = await self._workers.ask_rows_apart(PREDICT_INSTANCES, "instances", instances, until, {})
-        return [self._conclude(None, reply) for reply in replies]
+        return [self._conclude(None, reply) for reply in await self._own_rows.instances(instances, until)]
 
     async def compute_tensors(self, inputs: Block, until: float, call: ModelCall) -> Outputs:
-        """Compute the model's own input tensors, in micro-batches if their rows may be computed apart; stores nothing.
-
-        Two requests never share a call, so that rows of one length do not meet rows of another.
-
-        Raises:
-            ForecacheError: the first error of a micro-batch; it is never replaced with a default.
-            BadInput: the outputs take too many bytes for an answer.
-        """
-        size, parts = self._realtime.max_micro_batch, [inputs]
-        if call.splits and rows_in(inputs) > size:
-            parts = [rows_between(inputs, start, start + size) for start in range(0, rows_in(inputs), size)]
-        outputs = await self._ask_tensors(parts, call, until)
-        if len({one.version for one in outputs}) > 1:
-            # another version was activated meanwhile, and an answer has one version only
-            call = replace(call, version=max(one.version for one in outputs))
-            outputs = await self._ask_tensors(parts, call, until)
-        if not are_rows_of(parts, [one.tensors for one in outputs]):
-            # the model pads to the longest row of a call, or computes all rows as one
-            outputs = await self._ask_tensors([inputs], call, until)
-        tensors = joined([one.tensors for one in outputs])
-        check_outputs(tensors)
-        spent = Spent(*(sum(column) for column in zip(*(one.spent for one in outputs), strict=True)))
-        longest_us = max(one.longest_us for one in outputs)
-        return Outputs(tensors, outputs[0].version, len(outputs), spent, longest_us)
+        """Compute the model's own input tensors; see `OwnRows.tensors`. An error is never replaced with a default."""
+        return await self._own_rows.tensors(inputs, until, call)
 
     async def explain(self, entity_id: str, until: float) -> dict[str, Any] | None:
         """Return the entity's current features and their sources; None if the entity gets an error.
@@ -212,6 +182,7 @@ class ModelService:
         """Cancel everything in flight."""
         await self._revalidation.close()
         await self._coalescer.close()
+        await self._own_rows.close()
 
     def _from_store(
         self, entity_id: str, entry: Entry | None, now: float, max_staleness_s: float | None
@@ -288,24 +259,6 @@ class ModelService:
         """Compute one micro-batch of the coalescer."""
         result = await self._workers.ask(PREDICT_ENTITIES, {"entity_ids": entity_ids}, until)
         return replies_from_result(result, len(entity_ids))
-
-    async def _ask_tensors(self, parts: Sequence[Block], call: ModelCall, until: float) -> list[Outputs]:
-        tasks = [asyncio.create_task(self._ask_part(part, call, until)) for part in parts]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()  # the answer needs all of them
-
-    async def _ask_part(self, part: Block, call: ModelCall, until: float) -> Outputs:
-        # texts are packed and unpacked one by one, which takes long for a million of them
-        is_large = bytes_of(part) > _LARGE_BYTES
-        packed = await asyncio.to_thread(pack, part) if is_large else pack(part)
-        # a worker of an older release knows no signatures
-        named = {} if call.signature is None else {"signature": call.signature}
-        kwargs = {"inputs": packed, "version": call.version, **named}
-        result = await self._workers.ask_apart(PREDICT_TENSORS, kwargs, until)
-        return await asyncio.to_thread(outputs_from_result, result) if is_large else outputs_from_result(result)
 
     def _conclude(
         self, entity_id: str | None, reply: Reply, stale: Entry | None = None, previous: Entry | None = None

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from inference.errors import (
+    BadInput,
     DeadlineExceeded,
     Defect,
     FeaturesUnavailable,
@@ -27,13 +28,22 @@ from inference.logs import get_logger
 from inference.models import LoadedModel, ModelHost
 from inference.models.loaded import vector_hashes
 from inference.models.runtimes.runtime import answering_by
-from inference.protocols.tensors import check_outputs, check_tensors, most_rows, pack, unpack
+from inference.protocols.tensors import (
+    MAX_ANSWER_BYTES,
+    bytes_of,
+    check_outputs,
+    check_tensors,
+    most_rows,
+    pack,
+    unpack,
+)
 from inference.schema import Block, Signature
 from inference.serving.answer_sample import AnswerSample
 from inference.serving.answering import (
     Answers,
     Result,
     Wanted,
+    check_calls,
     check_message,
     check_tensor_message,
     compute,
@@ -343,7 +353,7 @@ class TensorScorer:
     A result is `{"model", "model_version", "outputs", "spent_us"}` with packed tensors and the microseconds for reading
     the inputs, computing, and packing the outputs, or `{"error"}` with its code and message, and `"model_version"` if a
     version got the inputs.
-    Each message is a call of its own, so that tensors of different shapes never meet.
+    Each request is a call of its own, so that tensors of different shapes never meet.
     """
 
     def __init__(self, settings: Settings, host: ModelHost, in_time: InTime) -> None:
@@ -353,13 +363,42 @@ class TensorScorer:
         self._defects = Failures(__name__, "request")
 
     def predict_tensors(
-        self, model: Any, inputs: Any, *, version: Any = None, deadline: Any = None, signature: Any = None
+        self,
+        model: Any,
+        inputs: Any,
+        *,
+        version: Any = None,
+        deadline: Any = None,
+        signature: Any = None,
+        more: Any = None,
     ) -> dict[str, Any]:
         """Compute all rows in one call of the model. `version` None: the active one; another must be loaded already.
 
         `deadline`: epoch seconds in Redis time; after it, the model is not called. `signature`: one of a SavedModel's,
-        which takes tensors of any shape; None for the model's own, which takes rows as declared.
+        which takes tensors of any shape; None for the model's own, which takes rows as declared. `more`: further calls,
+        each with its `inputs`, `version` and `signature`. The result has theirs as `more`, in order: only the first
+        ones if all would take more than an answer may.
         """
+        try:
+            check_calls(more)
+        except BadInput as error:
+            return {"error": error.to_json()}
+        result, size = self._call(model, inputs, version, deadline, signature)
+        if not more:
+            return result
+        results: list[dict[str, Any]] = []
+        for call in more:
+            one, more_bytes = self._call(
+                model, call.get("inputs"), call.get("version"), deadline, call.get("signature")
+            )
+            size += more_bytes
+            if size > MAX_ANSWER_BYTES:
+                break
+            results.append(one)
+        return {**result, "more": results}
+
+    def _call(self, model: Any, inputs: Any, version: Any, deadline: Any, signature: Any) -> tuple[dict[str, Any], int]:
+        """Return the result of one call, and the bytes of its outputs."""
         loaded = None
         try:
             check_tensor_message(model=model, deadline=deadline, version=version, signature=signature)
@@ -380,11 +419,12 @@ class TensorScorer:
                 # clients never see the model's own message: it belongs here
                 log.warning("prediction.failed", model=model, error=error.message)
             called = {} if loaded is None else {"model_version": loaded.record.version}
-            return {"error": error.to_json(), **called}
+            return {"error": error.to_json(), **called}, 0
         except Exception as error:  # noqa: BLE001 - `defect` logs it
-            return {"error": defect(self._defects, error, model).to_json()}
+            return {"error": defect(self._defects, error, model).to_json()}, 0
         spent_us = [round((end - start) * 1e6) for start, end in pairwise(times)]
-        return {"model": model, "model_version": loaded.record.version, "outputs": packed, "spent_us": spent_us}
+        result = {"model": model, "model_version": loaded.record.version, "outputs": packed, "spent_us": spent_us}
+        return result, bytes_of(outputs)
 
     def _held(self, model: str, version: int | None) -> LoadedModel:
         """Return a loaded version. A request never makes a worker load a version from disk."""

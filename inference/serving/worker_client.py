@@ -98,16 +98,15 @@ class WorkerClient:
         async with self._turn(until):
             return await self.ask(task, kwargs, until)
 
-    async def ask_rows_apart(
-        self, task: str, argument: str, rows: Sequence[Any], until: float, more: Mapping[str, Any]
+    async def ask_with_overrides(
+        self, task: str, entity_ids: Sequence[str], overrides: Mapping[str, Any], until: float
     ) -> list[Reply]:
-        """Return the reply to each row, computed in micro-batches. If one fails, each of its rows gets the error.
-
-        `argument`: the task's argument for the rows; `more`: its other arguments.
-        """
-        parts = [list(rows[start : start + self._max_rows]) for start in range(0, len(rows), self._max_rows)]
+        """Return the reply to each entity. If a micro-batch fails, each of its entities gets the error."""
+        size = self._max_rows
+        parts = [list(entity_ids[start : start + size]) for start in range(0, len(entity_ids), size)]
+        more = {"overrides": dict(overrides)}
         replies = await asyncio.gather(
-            *(self._part_apart(task, {argument: part, **more}, len(part), until) for part in parts)
+            *(self._part_apart(task, {"entity_ids": part, **more}, len(part), until) for part in parts)
         )
         return [reply for part in replies for reply in part]
 

@@ -28,6 +28,7 @@ from inference.store import Table
 from tests.support.models import write_features
 from tests.support.plain_onnx import tensor, write_onnx
 from tests.support.stack import Stack
+from tests.support.waiting import wait_for
 
 TOKENS = TensorSpec("tokens", DType.INT32, (-1,))
 
@@ -191,9 +192,12 @@ def test_both_serving_protocols_answer_sequences_of_any_length(tmp_path: Path) -
     with Stack(tmp_path, settings) as stack:
         stack.start("realtime", "maintenance", "api")
         stack.wait_ready()
+        url = f"{stack.url}/v1/models/m:predict"
+        # the worker's first heartbeat may come after the look of the API at its start
+        wait_for(lambda: httpx.post(url, json={"instances": [[1]]}, timeout=30).is_success, "an answer")
         for length in (1, 9, 30):
             rows = [[1] * length, [2] * length]
-            answer = httpx.post(f"{stack.url}/v1/models/m:predict", json={"instances": rows}, timeout=30)
+            answer = httpx.post(url, json={"instances": rows}, timeout=30)
             assert answer.json() == {"predictions": [[length], [2 * length]]}
             tensor = {"name": "tokens", "shape": [2, length], "datatype": "INT64", "data": rows}
             answer = httpx.post(f"{stack.url}/v2/models/m/infer", json={"inputs": [tensor]}, timeout=30)

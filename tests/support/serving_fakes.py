@@ -68,7 +68,10 @@ class FakeReader:
 
 
 class FakeWorkers:
-    """Computes 2.5 for all but `failing`. `delay_s`: how long a task takes; `error`: what each raises."""
+    """Computes 2.5 for all but `failing`, and what an instance `gives`.
+
+    `delay_s`: how long a task takes; `error`: what each raises.
+    """
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
@@ -85,15 +88,18 @@ class FakeWorkers:
         await asyncio.sleep(self.delay_s)
         if self.error is not None:
             raise self.error
-        ids = kwargs.get("entity_ids") or [None] * len(kwargs["instances"])
+        rows = kwargs.get("entity_ids") or kwargs["instances"]
         return {
             "model": kwargs["model"],
             "model_version": 3,
             "computed_at": 1010.0,
-            "predictions": [self._item(entity_id) for entity_id in ids],
+            "predictions": [self._item(row) for row in rows],
         }
 
-    def _item(self, entity_id: Any) -> dict[str, Any]:
+    def _item(self, row: Any) -> dict[str, Any]:
+        if isinstance(row, Mapping):
+            return {"entity_id": None, "prediction": row.get("gives", 2.5), "as_of": 1005.0}
+        entity_id = row
         error = self.failing.get(entity_id)
         if error is None:
             return {"entity_id": entity_id, "prediction": 2.5, "as_of": 1005.0}

@@ -106,10 +106,16 @@ def bad(code: str, **more: Any) -> dict[str, Any]:
     ],
 )
 def test_the_rows_that_a_version_failed_on_are_counted(told: dict[str, Any], failed: dict[int, int]) -> None:
-    assert failed_by_version(told, 7, brought=True) == failed
+    assert failed_by_version(told, [7], brought=True) == failed
+
+
+def test_each_call_of_a_message_counts_with_its_rows() -> None:
+    more = [bad("prediction-failed", model_version=4), {"model_version": 4}]
+    told = {"model_version": 3, "outputs": {}, "more": more}
+    assert failed_by_version(told, [1, 2, 5], brought=True) == {3: 0, 4: 2}
 
 
 def test_features_that_do_not_fit_are_the_versions_fault_unless_the_client_brought_them() -> None:
     refused = result(bad("bad-features"))
-    assert failed_by_version(refused, 1, brought=True) == {3: 0}
-    assert failed_by_version(refused, 1, brought=False) == {3: 1}
+    assert failed_by_version(refused, [1], brought=True) == {3: 0}
+    assert failed_by_version(refused, [1], brought=False) == {3: 1}

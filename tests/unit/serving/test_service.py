@@ -244,6 +244,19 @@ async def test_instances_are_computed_in_micro_batches_and_in_order() -> None:
 
 
 @virtual_time
+async def test_instances_of_one_moment_share_a_message_and_each_request_gets_its_own() -> None:
+    it = Deployment()
+    service = it.service
+    asked = [service.predict_instances(None, [{"gives": n}] * rows) for n, rows in [(0, 1), (1, 2), (2, 1)]]
+    answers = await asyncio.gather(*asked)
+    assert [[one.prediction for one in part if isinstance(one, Answer)] for part in answers] == [[0], [1, 1], [2]]
+    assert [len(call[1]["instances"]) for call in it.workers.calls] == [4]
+    wide = [service.predict_instances(None, [{"wide": list(range(5000))}]) for _ in range(2)]
+    await asyncio.gather(*wide)
+    assert [len(call[1]["instances"]) for call in it.workers.calls[1:]] == [1, 1], "large ones have their own"
+
+
+@virtual_time
 async def test_instances_that_wait_are_bounded_however_patient_their_senders_are() -> None:
     it = Deployment(realtime={"max_micro_batch": 1, "max_in_flight": 1})
     it.workers.delay_s = 1.0

@@ -14,6 +14,7 @@ from inference.features import FeatureContract, Vectoriser, contract_from_signat
 from inference.models import LoadedModel, ModelHost, VersionRecord
 from inference.protocols.tensors import pack, unpack
 from inference.schema import Block, DType, GraphSignature, GraphTensor, Signature, TensorSpec
+from inference.serving import scorer
 from inference.serving.scorer import TensorScorer, model_outputs
 from inference.settings import Settings
 
@@ -88,6 +89,31 @@ def test_what_cannot_be_computed_is_the_error_of_the_result(arguments: dict[str,
     assert result == ({"model_version": 3} if "inputs" in arguments else {})
 
 
+def test_further_calls_of_a_message_are_answered_one_by_one() -> None:
+    calls: list[dict[str, Any]] = [
+        {"inputs": pack({"x": np.array([value], np.float32)}), "version": version}
+        for value, version in [(1, 2), (-1, None), (3, None)]
+    ]
+    result = SCORER.predict_tensors("m", X, deadline=101.0, more=[*calls, {}])
+    assert unpack(result["outputs"])["y"].shape == (3, 1)
+    first, failed, last, empty = result["more"]
+    assert (first["model_version"], unpack(first["outputs"])["y"].item()) == (2, 2)
+    assert failed["error"]["code"] == "prediction-failed"
+    assert unpack(last["outputs"])["y"].item() == 6
+    assert empty["error"]["code"] == "bad-input"
+
+
+def test_further_calls_are_left_out_when_the_answers_take_too_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorer, "MAX_ANSWER_BYTES", 20)
+    call = {"inputs": pack({"x": np.array([1], np.float32)})}
+    assert len(SCORER.predict_tensors("m", X, more=[call] * 5)["more"]) == 2  # 12 bytes, and 4 each
+
+
+@pytest.mark.parametrize("more", ["x", [1], {"inputs": X}])
+def test_further_calls_that_are_none_are_refused(more: Any) -> None:
+    assert SCORER.predict_tensors("m", X, more=more)["error"]["field"] == "more"
+
+
 class Signed(Doubling):
     """Has a second signature, which sums numbers of any shape."""
 
@@ -153,7 +179,7 @@ def test_a_deadline_is_asked_about_the_model_that_was_meant() -> None:
         return 0.0
 
     settings = Settings.model_validate({"models": {"m": {"path": "m"}}})
-    scorer = TensorScorer(settings, cast("ModelHost", Host()), note)
-    assert scorer.predict_tensors("m", X, deadline=5)["model_version"] == 3
-    assert scorer.predict_tensors("nobody", X)["error"]["code"] == "unknown-model"
+    noting = TensorScorer(settings, cast("ModelHost", Host()), note)
+    assert noting.predict_tensors("m", X, deadline=5)["model_version"] == 3
+    assert noting.predict_tensors("nobody", X)["error"]["code"] == "unknown-model"
     assert asked == [("m", 5)]

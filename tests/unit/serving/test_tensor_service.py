@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from inference.errors import BadInput, BrokerUnavailable, DeadlineExceeded, ForecacheError, NotFound
+from inference.errors import (
+    BadInput,
+    BrokerUnavailable,
+    DeadlineExceeded,
+    ForecacheError,
+    NotFound,
+    PredictionFailed,
+)
 from inference.outcomes import Outcome
 from inference.protocols.tensors import pack, unpack
 from inference.serving import ModelCall, PredictionService
@@ -22,7 +29,11 @@ X = {"x": np.arange(10, dtype=np.float32)}
 
 
 class DoublingWorkers:
-    """Doubles x. `versions`: those of the first answers, then the last of them; `errors`: what answers say instead."""
+    """Doubles x, but fails if one is negative.
+
+    `versions`: those of the first answers, then the last of them; `errors`: what answers say instead. `messages`: the
+    calls of each message; `most`: calls of which a result tells; `took_us`: what a call takes.
+    """
 
     def __init__(self) -> None:
         self.versions = [1]
@@ -30,11 +41,20 @@ class DoublingWorkers:
         self.outage: ForecacheError | None = None
         self.delay_s = 0.0
         self.asked: list[tuple[int, Any]] = []
+        self.messages: list[int] = []
+        self.most = 99
+        self.took_us = 100
 
     async def __call__(
         self, task: str, kwargs: Mapping[str, Any], *, deadline: float, timeout_s: float
     ) -> dict[str, Any]:
         assert task == "forecache.predict_tensors"
+        calls = [kwargs, *kwargs.get("more", ())]
+        self.messages.append(len(calls))
+        first, *more = [await self.call(kwargs["model"], call) for call in calls][: self.most]
+        return {**first, "more": more}
+
+    async def call(self, model: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         inputs = unpack(kwargs["inputs"])
         self.asked.append((len(inputs["x"]), kwargs["version"]))
         version = kwargs["version"] or (self.versions.pop(0) if len(self.versions) > 1 else self.versions[0])
@@ -43,7 +63,11 @@ class DoublingWorkers:
             raise self.outage
         if self.errors:
             return {"error": self.errors.pop().to_json()}
-        return {"model": kwargs["model"], "model_version": version, "outputs": pack({"y": 2 * inputs["x"]})}
+        if (inputs["x"] < 0).any():
+            return {"error": PredictionFailed("negative").to_json(), "model_version": version}
+        spent = [0, self.took_us, 0]
+        outputs = pack({"y": 2 * inputs["x"]})
+        return {"model": model, "model_version": version, "outputs": outputs, "spent_us": spent}
 
 
 def service(workers: DoublingWorkers, recorder: FakeRecorder) -> PredictionService:
@@ -101,16 +125,60 @@ async def test_what_is_late_or_cannot_be_sent_is_shed_and_no_default_takes_its_p
     assert recorder.counts == {Outcome.SHED: 20}
 
 
+async def ask_at_once(tensors: PredictionService, values: Sequence[float]) -> list[float | type[BaseException]]:
+    """Return the answer to each request of one value, or the type of its error."""
+    asked = (tensors.predict_tensors("m", {"x": np.array([value], np.float32)}) for value in values)
+    replies = await asyncio.gather(*asked, return_exceptions=True)
+    return [
+        type(reply) if isinstance(reply, BaseException) else float(reply.tensors["y"][0]) for reply in replies
+    ]  # fmt: skip
+
+
+@virtual_time
+async def test_small_requests_of_one_moment_share_a_message_and_none_shares_a_call_or_an_error() -> None:
+    workers = DoublingWorkers()
+    workers.delay_s = 0.001
+    tensors = service(workers, FakeRecorder())
+    await ask_at_once(tensors, [1])
+    for _ in range(20):  # until the service knows what a call takes
+        await ask_at_once(tensors, [1])
+    workers.messages.clear()
+    answers = await ask_at_once(tensors, [1, 2, -3, 4, 5])
+    assert answers == [2, 4, PredictionFailed, 8, 10]
+    assert workers.messages == [5]
+    assert {rows for rows, _ in workers.asked} == {1}
+
+
+@virtual_time
+async def test_calls_that_take_long_have_messages_of_their_own() -> None:
+    workers = DoublingWorkers()
+    workers.took_us = 100_000
+    tensors = service(workers, FakeRecorder())
+    for _ in range(2):
+        assert await ask_at_once(tensors, [1, 2, 3]) == [2, 4, 6]
+    assert workers.messages == [1] * 6
+
+
+@virtual_time
+async def test_calls_that_a_worker_leaves_out_are_asked_again() -> None:
+    workers = DoublingWorkers()
+    tensors = service(workers, FakeRecorder())
+    for _ in range(20):
+        await ask_at_once(tensors, [1])
+    workers.most = 2
+    workers.messages.clear()
+    assert await ask_at_once(tensors, [1, 2, 3, 4]) == [2, 4, 6, 8]
+    assert workers.messages == [4, 1, 1]
+
+
 class PaddingWorkers(DoublingWorkers):
     """Gives a row for each row, as wide as the largest value of the call."""
 
-    async def __call__(
-        self, task: str, kwargs: Mapping[str, Any], *, deadline: float, timeout_s: float
-    ) -> dict[str, Any]:
+    async def call(self, model: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         values = unpack(kwargs["inputs"])["x"]
         self.asked.append((values.size, kwargs.get("signature")))
         outputs = {"y": np.zeros((len(values), int(values.max()))) if values.ndim else values}
-        return {"model": kwargs["model"], "model_version": 1, "outputs": pack(outputs)}
+        return {"model": model, "model_version": 1, "outputs": pack(outputs)}
 
 
 @virtual_time
