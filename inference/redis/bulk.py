@@ -21,7 +21,7 @@ _RECEIVE_BYTES = 1 << 18
 PIECE_S, SHORT_PIECE_S = 0.0005, 0.0001
 #: bytes of a piece: smaller ones cost more in calls of the system than Redis spends on them, which requests are worth
 _SMALLEST_SHORT, _SMALLEST, _FIRST_PIECE, _LARGEST = 4 << 10, 16 << 10, 32 << 10, 1 << 20
-_MOST_SHORT_PIECES = 32
+_MOST_PIECES = 32
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,11 @@ class Pace:
         """How many pieces may be sent and unanswered at a time."""
         if self.rests:
             return 1
-        if not self.requests_come():
-            return 2  # Redis works on one while the other waits in its socket
-        # none waits there: those of a distant Redis are on the way for longer than it works on them
-        return round(min(max(self.fastest_s / SHORT_PIECE_S, 1), _MOST_SHORT_PIECES))
+        # one that waits in a socket of Redis delays requests there; those of a distant one are longer on the way
+        piece_s, least = (SHORT_PIECE_S, 1) if self.requests_come() else (PIECE_S, 2)
+        if math.isinf(self.fastest_s):
+            return least
+        return round(min(max(self.fastest_s / piece_s, least), _MOST_PIECES))
 
     def rest(self, worked_s: float) -> None:
         """Rest for the time that the share requires after `worked_s` seconds of work."""

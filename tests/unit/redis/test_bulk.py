@@ -122,9 +122,13 @@ def test_pieces_are_shorter_while_requests_come() -> None:
     assert sizes[2] * 3 < sizes[1]
 
 
-@pytest.mark.parametrize(("way_s", "most"), [(0.0001, 1), (0.001, 10), (0.5, 32)])
-def test_while_requests_come_so_many_pieces_are_on_the_way_that_none_waits_in_redis(way_s: float, most: int) -> None:
-    pace = Pace(requests_come=lambda: True)
+@pytest.mark.parametrize(
+    ("come", "way_s", "most"),
+    [(True, 0.0001, 1), (True, 0.001, 10), (True, 0.5, 32), (False, 0.0001, 2), (False, 0.005, 10), (False, 0.5, 32)],
+)
+def test_so_many_pieces_are_on_the_way_that_a_distant_redis_has_work(come: bool, way_s: float, most: int) -> None:
+    pace = Pace(requests_come=lambda: come)
+    assert pace.most_on_the_way == (1 if come else 2), "nothing is known yet"
     for took_s in (way_s * 3, way_s, way_s * 2):
         pace.answered(took_s, on_the_way=2)
     assert pace.most_on_the_way == most
