@@ -172,5 +172,6 @@ class OwnRows:
             outputs = outputs_from_result(result)
         except ForecacheError as error:
             return error
-        self._call_s += _NEWEST * (outputs.longest_us / 1e6 - self._call_s)
+        if outputs.longest_us:  # a worker of an older release does not tell it, and would not know further calls either
+            self._call_s += _NEWEST * (outputs.longest_us / 1e6 - self._call_s)
         return outputs

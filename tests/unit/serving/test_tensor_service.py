@@ -160,6 +160,16 @@ async def test_calls_that_take_long_have_messages_of_their_own() -> None:
 
 
 @virtual_time
+async def test_workers_that_do_not_tell_what_a_call_took_get_one_in_each_message() -> None:
+    workers = DoublingWorkers()
+    workers.took_us = 0
+    tensors = service(workers, FakeRecorder())
+    for _ in range(20):
+        assert await ask_at_once(tensors, [1, 2]) == [2, 4]
+    assert set(workers.messages) == {1}
+
+
+@virtual_time
 async def test_calls_that_a_worker_leaves_out_are_asked_again() -> None:
     workers = DoublingWorkers()
     tensors = service(workers, FakeRecorder())
