@@ -17,7 +17,7 @@ from tests.integration.test_api_connections import Served, serving
 from tests.support.dashboard import DashboardProcess
 from tests.support.redis_server import RedisServer
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 KEYS = {"shop": {"hash": f"sha256:{'0' * 64}", "scopes": ["read", "admin"]}}
 EVIL = {"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"}

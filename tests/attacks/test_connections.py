@@ -25,7 +25,7 @@ from tests.support.attacked_api import (
 )
 from tests.support.waiting import wait_for
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 DESCRIPTORS = 700
 PLACES = 100

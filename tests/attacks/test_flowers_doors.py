@@ -18,7 +18,7 @@ from tests.support.dashboard import DashboardProcess
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import LONG_S, wait_for
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 MORE = MAX_CONNECTIONS + 60
 ASK = b"GET /healthcheck HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"

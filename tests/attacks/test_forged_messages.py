@@ -31,7 +31,7 @@ from tests.support.stack import Stack
 from tests.support.waiting import wait_for
 from workers import redis_transport
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 QUEUES = {"gpu": "batch", "realtime": "realtime"}
 _LINKED = '[celery]\nlinked_tasks = { "shop.save" = "shop" }\n'
@@ -214,7 +214,6 @@ def test_unacknowledged_messages_that_are_none_are_taken_away(deployment: Deploy
     deployment.assert_takes_the_next("gpu")
 
 
-@pytest.mark.slow
 def test_a_worker_outlives_them_on_rabbitmq_too(tmp_path: Path) -> None:
     server = RabbitMQServer(tmp_path / "rabbitmq").start()
     try:

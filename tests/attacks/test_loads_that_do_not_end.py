@@ -24,7 +24,7 @@ from tests.support.plain_models import Endless, Times, write_version
 from tests.support.stack import Stack, child_environment
 from tests.support.waiting import wait_for
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 LIMIT = "could not be loaded within 5 s: raise load_timeout under [workers]"
 TOML = """
@@ -71,7 +71,6 @@ def test_a_realtime_worker_ends_says_why_and_serves_its_other_models_when_it_is_
         assert LIMIT in doctor(stack)
 
 
-@pytest.mark.slow
 def test_a_batch_worker_ends_and_refuses_the_version_when_it_is_started_again(stack: Stack) -> None:
     with stack:
         stack.start("gpu")

@@ -23,7 +23,7 @@ from tests.support.waiting import wait_for
 #: guesses of which one is refused, unless a machine takes nearly a second for each
 MOST = 20 * BURST
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from app.api.limits import MAX_HEAD_BYTES, MAX_HEADERS
 from tests.support.attacked_api import BODY, MIB, AttackedApi, attacked_api, post, pour, read_status, wait_until_ended
 from tests.support.waiting import wait_for
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 HIT = b"GET /predict/a HTTP/1.1\r\nHost: [::]\r\n"
 CHUNKED = (

@@ -35,7 +35,7 @@ from tests.support.plain_models import write_slow_sum_model
 from tests.support.runs_rig import CALL_S, MODEL, Rig
 from tests.support.stack import run_cli_json, wait_for
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 TABLE = KEYS.table(TableKind.PREDICTIONS, "m")
 DAY = 1_700_000_000
@@ -522,7 +522,6 @@ def test_a_partial_run_is_no_delta_run(world: DeltaWorld) -> None:
         world.request(delta=True, entities=["e1"])
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_processes_killed_while_they_copy_and_score_cost_no_prediction_and_the_run_rolls_back(tmp_path: Path) -> None:
     rows, rng = 2_400, random.Random(5)

@@ -37,7 +37,7 @@ from tests.support.ports import free_port
 from tests.support.stack import Stack
 from tests.support.waiting import wait_for
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 #: frames of HTTP/2: one without settings, and one that asks for an answer
 SETTINGS, PING = b"\0\0\0\4\0\0\0\0\0", b"\0\0\x08\6\0\0\0\0\0" + bytes(8)
@@ -127,7 +127,6 @@ def refusal(call: Any, request: Any, **options: Any) -> tuple[grpc.StatusCode, s
     return refused.value.code(), refused.value.details()
 
 
-@pytest.mark.slow
 def test_the_client_of_openvino_model_server_predicts(address: str) -> None:
     client = ovmsclient.make_grpc_client(address)
     for version, seed in ((0, 3), (2, 2), (3, 3)):
@@ -139,7 +138,6 @@ def test_the_client_of_openvino_model_server_predicts(address: str) -> None:
     assert outputs["same_text"].tolist() == ["ü".encode()]
 
 
-@pytest.mark.slow
 def test_an_input_for_which_the_model_has_a_value_may_be_left_out(stub: Any, stack: Stack) -> None:
     def scaled(**more: Any) -> list[list[float]]:
         request = predict_request("scaled", x=np.float32([[1.0, 2.0]] * 2), **more)
@@ -468,7 +466,6 @@ print(tf.make_ndarray(result.outputs["y"]).tolist())
 """
 
 
-@pytest.mark.slow
 def test_a_client_with_tensorflows_own_stubs_predicts(address: str) -> None:
     # a process of its own: it loads TensorFlow, which takes seconds
     done = subprocess.run([sys.executable, "-c", CLIENT, address], capture_output=True, text=True, timeout=120)

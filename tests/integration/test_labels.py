@@ -16,7 +16,7 @@ from tests.support.models import add_times_version
 from tests.support.stack import Stack
 from tests.support.waiting import wait_for
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(300)]
 
 ENTITIES = [f"e{i}" for i in range(60)]
 SHARE = 0.3

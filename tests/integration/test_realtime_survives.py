@@ -21,7 +21,7 @@ from tests.support.flights import write_flights
 from tests.support.stack import Stack
 from tests.support.waiting import LONG_S, wait_for
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(200)]
 
 BUDGET_S = 0.4
 #: of requests that have to be computed, on a machine that may be busy
@@ -104,7 +104,6 @@ def test_a_worker_that_fell_silent_is_known_to_be_gone_before_anyone_asks(stack:
     wait_for(lambda: computes(stack), "computed answers again", 30)
 
 
-@pytest.mark.slow
 def test_with_all_workers_killed_misses_go_down_the_ladder_at_once_until_one_is_back(stack: Stack) -> None:
     with Load(stack) as load:
         wait_for(lambda: any(one.outcome == "computed" for one in load.seen), "load", 10)

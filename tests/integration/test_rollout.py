@@ -34,7 +34,7 @@ from tests.support.plain_onnx import write_dense, write_fixed
 from tests.support.stack import ROOT, Stack
 from tests.support.waiting import wait_for
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,6 @@ def test_a_version_that_crashes_is_refused_and_takes_no_worker_with_it(
     assert room.active == 1
 
 
-@pytest.mark.slow
 def test_a_trial_imports_the_functions_of_the_features_where_that_can_do_no_harm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,7 +224,6 @@ timeout_ms = 10000
 """
 
 
-@pytest.mark.slow
 def test_a_version_that_crashed_a_worker_at_its_start_is_refused_at_the_next(tmp_path: Path) -> None:
     write_version(tmp_path / "model", 1, DeadlyToLoad(1.0))
 
@@ -402,7 +400,6 @@ def test_a_version_is_changed_under_load_without_a_failed_request(stack: Stack, 
     assert not wrong, wrong[:3]
 
 
-@pytest.mark.slow
 def test_a_refused_version_is_named_by_reload_and_verify_and_by_show(stack: Stack, exported: Path) -> None:
     shutil.copytree(exported / "bad", stack.folder / "m" / "7")
     try:

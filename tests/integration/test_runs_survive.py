@@ -21,7 +21,7 @@ from tests.support.redis_server import missing
 from tests.support.runs_rig import CALL_S, MODEL, Rig
 from tests.support.stack import wait_for
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(420)]
 
 #: distinct predictions for each run, so that a row of another run is noticed
 _OFFSETS = iter(range(10_000, 10_000_000, 10_000))
@@ -42,7 +42,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 # workers live for some chunks at least: one that loses its worker five times is given up, even if by chance
 @pytest.mark.parametrize(
     ("kills", "rows", "within_s"),
-    [(4, 6_000, 0.5), pytest.param(30, 150_000, 1.0, marks=[pytest.mark.slow, pytest.mark.timeout(800)])],
+    [(4, 6_000, 0.5), pytest.param(30, 150_000, 1.0, marks=pytest.mark.timeout(800))],
     ids=["few", "thirty"],
 )
 def test_workers_killed_at_random_moments_cost_no_prediction(rig: Rig, kills: int, rows: int, within_s: float) -> None:
@@ -60,7 +60,6 @@ def test_workers_killed_at_random_moments_cost_no_prediction(rig: Rig, kills: in
     assert done["attempts"] > done["chunks_total"]
 
 
-@pytest.mark.slow
 def test_redis_that_stands_still_for_ten_seconds_delays_a_run_and_no_more(rig: Rig) -> None:
     offset = next(_OFFSETS)
     run_id = rig.start_run(3_000, offset=offset)
@@ -72,7 +71,6 @@ def test_redis_that_stands_still_for_ten_seconds_delays_a_run_and_no_more(rig: R
     rig.assert_published(run_id, 3_000, offset=offset)
 
 
-@pytest.mark.slow
 def test_redis_killed_and_restarted_from_its_append_only_file_goes_on_with_the_run(rig: Rig) -> None:
     offset = next(_OFFSETS)
     run_id = rig.start_run(3_000, offset=offset)
@@ -83,7 +81,6 @@ def test_redis_killed_and_restarted_from_its_append_only_file_goes_on_with_the_r
     rig.assert_published(run_id, 3_000, offset=offset)
 
 
-@pytest.mark.slow
 def test_maintenance_killed_between_the_last_chunk_and_publishing_publishes_when_it_is_back(rig: Rig) -> None:
     offset = next(_OFFSETS)
     rig.signal("gpu", signal.SIGSTOP)  # so that no chunk ends, however fast it is, before maintenance is gone
@@ -101,7 +98,6 @@ def test_maintenance_killed_between_the_last_chunk_and_publishing_publishes_when
     rig.assert_published(run_id, 600, offset=offset)
 
 
-@pytest.mark.slow
 def test_maintenance_killed_again_and_again_only_delays_a_run(rig: Rig) -> None:
     offset, rng = next(_OFFSETS), random.Random(1)
     run_id = rig.start_run(2_000, offset=offset)
@@ -112,7 +108,6 @@ def test_maintenance_killed_again_and_again_only_delays_a_run(rig: Rig) -> None:
     rig.assert_published(run_id, 2_000, offset=offset)
 
 
-@pytest.mark.slow
 def test_a_chunk_that_is_delivered_to_two_workers_at_once_counts_once(rig: Rig) -> None:
     began = {name: len(rig.stack.log(name)) for name in ("gpu", "gpu-2")}
     rig.stack.start("gpu-2")
@@ -132,7 +127,6 @@ def test_a_chunk_that_is_delivered_to_two_workers_at_once_counts_once(rig: Rig) 
     assert "another worker holds the chunk" in dropped or "the chunk is finished" in dropped
 
 
-@pytest.mark.slow
 def test_a_worker_that_wakes_up_after_its_run_was_cancelled_and_collected_leaves_nothing(rig: Rig) -> None:
     serving = _published(rig, 1_000)
     cancelled = rig.start_run(4_000, offset=next(_OFFSETS))
@@ -156,7 +150,6 @@ def test_a_worker_that_wakes_up_after_its_run_was_cancelled_and_collected_leaves
     assert rig.run(cancelled)["state"] == "cancelled"
 
 
-@pytest.mark.slow
 def test_a_source_that_is_replaced_in_mid_run_fails_the_run_and_the_old_predictions_serve(rig: Rig) -> None:
     serving = _published(rig, 1_000)
     run_id = rig.start_run(4_000, offset=next(_OFFSETS))
@@ -169,7 +162,6 @@ def test_a_source_that_is_replaced_in_mid_run_fails_the_run_and_the_old_predicti
     rig.assert_clean()
 
 
-@pytest.mark.slow
 def test_a_full_disk_fails_the_run_in_words_and_it_goes_on_when_there_is_room_again(rig: Rig) -> None:
     serving = _published(rig, 1_000)
     offset = next(_OFFSETS)
@@ -197,7 +189,6 @@ def small_disk(folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-@pytest.mark.slow
 def test_a_resume_against_the_collector_gets_all_of_its_rows_or_is_refused(rig: Rig) -> None:
     rng, refused, rows = random.Random(3), 0, 6_000  # enough chunks to be cancelled in, however fast they go
     for _ in range(6):
@@ -219,7 +210,6 @@ def test_a_resume_against_the_collector_gets_all_of_its_rows_or_is_refused(rig: 
     rig.assert_clean()
 
 
-@pytest.mark.slow
 def test_a_rollback_against_a_publication_leaves_one_of_them_whole(rig: Rig) -> None:
     rng = random.Random(4)
     for _ in range(5):
@@ -242,7 +232,6 @@ def test_a_rollback_against_a_publication_leaves_one_of_them_whole(rig: Rig) -> 
     rig.assert_clean()
 
 
-@pytest.mark.slow
 def test_redis_out_of_memory_fails_the_run_in_words_and_the_next_one_goes_well(rig: Rig) -> None:
     serving = _published(rig, 1_000)
     run_id = rig.start_run(4_000, offset=next(_OFFSETS))
@@ -264,7 +253,6 @@ def test_redis_out_of_memory_fails_the_run_in_words_and_the_next_one_goes_well(r
     rig.assert_published(run_id, 1_000, offset=offset)
 
 
-@pytest.mark.slow
 def test_beats_that_are_doubled_and_killed_run_each_slot_once_and_go_on(rig: Rig) -> None:
     rig.stack.start("beat", "beat-2")
     runs = lambda: httpx.get(f"{rig.stack.url}/runs?model=tick").json()["runs"]  # noqa: E731
@@ -284,7 +272,6 @@ def test_beats_that_are_doubled_and_killed_run_each_slot_once_and_go_on(rig: Rig
     rig.assert_clean()
 
 
-@pytest.mark.slow
 def test_a_cache_that_restarts_empty_in_mid_run_fails_it_in_words_and_publishes_nothing(rig: Rig) -> None:
     run_id = rig.start_run(6_000, offset=next(_OFFSETS))
     rig.wait_chunks(run_id, 3)

@@ -22,7 +22,7 @@ from tests.support.redis_server import EACH_SERVER, RedisServer, find_redis_bina
 from tests.support.sentinel_group import SentinelGroup, fail_over
 from tests.support.waiting import wait_for
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 @pytest.fixture(scope="module", params=EACH_SERVER)
@@ -79,7 +79,6 @@ async def all_write(client: Client, async_client: AsyncClient) -> None:
         await asyncio.sleep(0.05)
 
 
-@pytest.mark.slow
 async def test_clients_and_their_pipes_follow_every_kind_of_failover(group: SentinelGroup) -> None:
     with open_client(group.url(), REQUEST) as client:
         async with open_async_client(group.url(), REQUEST) as async_client:
@@ -192,7 +191,6 @@ def wrong(url: str) -> list[tuple[Status, str]]:
     return [(one.status, one.detail) for one in found if one.status is not Status.OK]
 
 
-@pytest.mark.slow
 def test_doctor_says_what_is_wrong_with_sentinels(group: SentinelGroup) -> None:
     url, primary = group.url(), group.primary
     # a Sentinel takes a moment to see that a revived server works again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import signal
@@ -37,6 +38,7 @@ path = "regress"
 realtime = { timeout_ms = 10000 }
 """
 OTHERS = ("mixed", "several", "fussy", "echo", "raw", "classify", "regress")
+ROWS = np.random.default_rng(1).normal(size=(60, 3)).astype(np.float32)
 X = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
 
 
@@ -99,6 +101,36 @@ def test_the_client_of_tensorflow_serving_predicts(client: Any) -> None:
     assert {name: value.tolist() for name, value in outputs.items()} == {
         "same_number": [[1.0, 2.0]], "same_count": [7], "same_text": ["ü"], "same_flag": [True],
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_many_small_requests_at_once_get_their_own_answers(stack: Stack) -> None:
+    """By two versions, as tensors and as features, a third of them wrong: they share messages, and nothing else."""
+    versions, wide = (2, 3), [[0.0] * 4]
+
+    async def ask() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=30)
+        async with httpx.AsyncClient(base_url=stack.url, timeout=30, limits=limits) as http:
+            asked = []
+            for number, row in enumerate(ROWS):
+                path = f"/v1/models/dense/versions/{versions[number % 2]}:predict"
+                asked += [
+                    http.post(path, json={"instances": [row.tolist()]}),
+                    http.post(
+                        "/predict", json={"model": "quick", "timeout_ms": 20000, "instances": [{"x": row.tolist()}]}
+                    ),
+                    http.post(path, json={"instances": wide}),
+                ]
+            return await asyncio.gather(*asked)
+
+    replies = asyncio.run(ask())
+    for number, row in enumerate(ROWS):
+        tensors, instances, refused = replies[3 * number : 3 * number + 3]
+        expected = dense_predictions(row[None], seed=versions[number % 2])[0]
+        assert tensors.json()["predictions"] == [[pytest.approx(expected, rel=1e-4)]]
+        [item] = instances.json()["predictions"]
+        assert item["prediction"] == pytest.approx(dense_predictions(row[None], seed=1)[0], rel=1e-4)
+        assert refused.status_code == 400
 
 
 @pytest.mark.slow

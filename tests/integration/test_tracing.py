@@ -25,7 +25,7 @@ from tests.support.redis_server import missing
 from tests.support.stack import Stack
 from tests.support.waiting import wait_for
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(200)]
 
 INFER = "inference.GRPCInferenceService/ModelInfer"
 #: so that misses that come together leave together
@@ -200,7 +200,6 @@ def test_grpc_metadata_carry_the_trace(stack: Stack, collector: OtlpReceiver, gr
     assert spans[INFER].attributes["rpc.grpc.status_code"] == 0
 
 
-@pytest.mark.slow
 def test_chunks_on_spark_belong_to_the_trace_of_their_run(stack: Stack, collector: OtlpReceiver) -> None:
     if importlib.util.find_spec("pyspark") is None or shutil.which("java") is None:
         missing("PySpark, or java")
@@ -263,7 +262,6 @@ def late(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Sta
         stack.__exit__(None, None, None)
 
 
-@pytest.mark.slow
 def test_a_process_that_ends_sends_its_last_spans(late: Callable[..., Stack], collector: OtlpReceiver) -> None:
     stack = late(**collector.environment | {"OTEL_BSP_SCHEDULE_DELAY": "3600000", "OTEL_SERVICE_NAME": "shop"})
     trace_id, headers = parent()
@@ -275,7 +273,6 @@ def test_a_process_that_ends_sends_its_last_spans(late: Callable[..., Stack], co
     assert {span.service for span in spans.values()} == {"shop"}
 
 
-@pytest.mark.slow
 def test_an_unreachable_collector_costs_one_line(late: Callable[..., Stack]) -> None:
     with socket.socket() as deaf:  # listens, and takes nothing
         deaf.bind(("127.0.0.1", 0))
@@ -301,7 +298,6 @@ def test_an_unreachable_collector_costs_one_line(late: Callable[..., Stack]) -> 
     assert "Traceback" not in stack.log("api") + stack.log("realtime")
 
 
-@pytest.mark.slow
 def test_a_wrong_variable_is_one_line_and_no_traces(late: Callable[..., Stack]) -> None:
     stack = late(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9", OTEL_TRACES_SAMPLER_ARG="a lot")
     assert "tracing.off" in stack.log("api")

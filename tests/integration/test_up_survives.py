@@ -25,7 +25,7 @@ from tests.support.ports import free_port
 from tests.support.stack import child_environment, end_tree, run_cli
 from tests.support.waiting import wait_for
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(420)]
 
 ROWS = 2000
 #: program → what stands in its command line, or in the title that Celery gives itself where setproctitle is installed
@@ -172,7 +172,6 @@ class Traffic:
             time.sleep(0.02)
 
 
-@pytest.mark.slow
 def test_requests_have_the_processor_before_runs(up: Up) -> None:
     nice = {program: psutil.Process(up.pid(program)).nice() for program in PROGRAMS}
     own = psutil.Process().nice()
@@ -180,7 +179,6 @@ def test_requests_have_the_processor_before_runs(up: Up) -> None:
     assert nice["batch"] == own + NICENESS
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("program", sorted(PROGRAMS))
 def test_after_kill_minus_9_everything_works_within_20_seconds(up: Up, program: str) -> None:
     with Traffic(up) as traffic:
@@ -203,7 +201,6 @@ def recovery_s(up: Up, program: str) -> float:
     return time.monotonic() - killed_at
 
 
-@pytest.mark.slow
 def test_random_processes_killed_every_few_seconds_cost_refusals_and_nothing_else(up: Up) -> None:
     chance = random.Random(7)
     with Traffic(up) as traffic:

@@ -16,7 +16,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.stack import run_cli
 from tests.support.terminal import Terminal
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 _LOCAL_UP = Path(__file__).parents[1] / "support" / "local_up.py"
 Open = Callable[..., Terminal]
 

@@ -186,7 +186,10 @@ class Stack:
 
     def run_if_over(self, run_id: str) -> dict[str, Any] | None:
         """The view of a run that is over; None while it goes on."""
-        run: dict[str, Any] = httpx.get(f"{self.url}/runs/{run_id}").raise_for_status().json()
+        answer = httpx.get(f"{self.url}/runs/{run_id}")
+        if answer.status_code == 503:  # on a busy machine Redis answers late now and then
+            return None
+        run: dict[str, Any] = answer.raise_for_status().json()
         return run if RunState(run["state"]).is_over else None
 
 
