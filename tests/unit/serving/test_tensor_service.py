@@ -159,6 +159,19 @@ async def test_calls_that_take_long_have_messages_of_their_own() -> None:
     assert workers.messages == [1] * 6
 
 
+async def test_large_tensors_have_messages_of_their_own() -> None:
+    workers = DoublingWorkers()
+    tensors = service(workers, FakeRecorder())
+    for _ in range(20):
+        await ask_at_once(tensors, [1])
+    workers.messages.clear()
+    large = {"x": np.arange(30_000, dtype=np.float32)}
+    asked = (tensors.predict_tensors("m", large, ModelCall(splits=False), timeout_s=60) for _ in range(2))
+    for outputs in await asyncio.gather(*asked):
+        np.testing.assert_array_equal(outputs.tensors["y"], 2 * large["x"])
+    assert workers.messages == [1, 1]
+
+
 @virtual_time
 async def test_workers_that_do_not_tell_what_a_call_took_get_one_in_each_message() -> None:
     workers = DoublingWorkers()
