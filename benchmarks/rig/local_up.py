@@ -26,15 +26,17 @@ KINDS = {
 
 
 class LocalUp:
-    """Everything on one machine, kept alive by the supervisor. `more_toml`: further settings."""
+    """Everything on one machine, kept alive by the supervisor. `realtime_toml`, `more_toml`: further settings."""
 
-    def __init__(self, folder: Path, dataset: Dataset, *, budget_ms: int, more_toml: str = "") -> None:
+    def __init__(
+        self, folder: Path, dataset: Dataset, *, budget_ms: int, realtime_toml: str = "", more_toml: str = ""
+    ) -> None:
         self.folder = folder
         self.api_port = free_port()
         (folder / "forecache.toml").write_text(
             f"[dashboard]\nport = {free_port()}\n[models.{MODEL}]\n"
             f'path = "{dataset.model}"\nfeatures = "{dataset.table}"\n'
-            f"[models.{MODEL}.realtime]\ntimeout_ms = {budget_ms}\ndefault = 0.0\n"
+            f"[models.{MODEL}.realtime]\ntimeout_ms = {budget_ms}\ndefault = 0.0\n{realtime_toml}"
             f"[api]\nport = {self.api_port}\n{more_toml}"
         )
         own = {name: value for name, value in os.environ.items() if not name.startswith("FORECACHE_")}
