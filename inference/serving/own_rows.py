@@ -153,7 +153,9 @@ class OwnRows:
         if is_large:
             result = await self._workers.ask_apart(PREDICT_TENSORS, arguments, until)
             return await asyncio.to_thread(outputs_from_result, result)
-        least = max(bytes_of(part) / _LARGE_BYTES, self._call_s / SHARED_S)
+        # `bytes_of` knows nothing of the lengths of texts
+        size = sum(len(one["data"]) for one in packed.values())
+        least = max(size / _LARGE_BYTES, self._call_s / SHARED_S)
         [reply] = await self._calls.ask([_TensorCall(arguments, self._share(least))], until=until)
         if isinstance(reply, ForecacheError):
             raise reply
@@ -164,8 +166,14 @@ class OwnRows:
         result = await self._workers.ask(PREDICT_TENSORS, first | ({"more": more} if more else {}), until)
         replies = [self._reply(one) for one in results_of_calls(result)]
         # a worker leaves out calls that would make the message of its results too large
-        left = (self._workers.ask_apart(PREDICT_TENSORS, call.arguments, until) for call in calls[len(replies) :])
-        return replies + [self._reply(one) for one in await asyncio.gather(*left)]
+        left = (self._compute_alone(call, until) for call in calls[len(replies) :])
+        return [*replies, *await asyncio.gather(*left)]
+
+    async def _compute_alone(self, call: _TensorCall, until: float) -> Outputs | ForecacheError:
+        try:
+            return self._reply(await self._workers.ask_apart(PREDICT_TENSORS, call.arguments, until))
+        except ForecacheError as error:
+            return error
 
     def _reply(self, result: Mapping[str, Any]) -> Outputs | ForecacheError:
         try:

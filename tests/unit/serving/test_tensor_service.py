@@ -39,6 +39,7 @@ class DoublingWorkers:
         self.versions = [1]
         self.errors: list[ForecacheError] = []
         self.outage: ForecacheError | None = None
+        self.outage_of_one: ForecacheError | None = None
         self.delay_s = 0.0
         self.asked: list[tuple[int, Any]] = []
         self.messages: list[int] = []
@@ -51,6 +52,8 @@ class DoublingWorkers:
         assert task == "forecache.predict_tensors"
         calls = [kwargs, *kwargs.get("more", ())]
         self.messages.append(len(calls))
+        if self.outage_of_one and len(calls) == 1:
+            raise self.outage_of_one
         first, *more = [await self.call(kwargs["model"], call) for call in calls][: self.most]
         return {**first, "more": more}
 
@@ -125,6 +128,13 @@ async def test_what_is_late_or_cannot_be_sent_is_shed_and_no_default_takes_its_p
     assert recorder.counts == {Outcome.SHED: 20}
 
 
+class EchoWorkers(DoublingWorkers):
+    """Gives back what it gets."""
+
+    async def call(self, model: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        return {"model": model, "model_version": 1, "outputs": kwargs["inputs"], "spent_us": [0, self.took_us, 0]}
+
+
 async def ask_at_once(tensors: PredictionService, values: Sequence[float]) -> list[float | type[BaseException]]:
     """Return the answer to each request of one value, or the type of its error."""
     asked = (tensors.predict_tensors("m", {"x": np.array([value], np.float32)}) for value in values)
@@ -172,6 +182,18 @@ async def test_large_tensors_have_messages_of_their_own() -> None:
     assert workers.messages == [1, 1]
 
 
+async def test_long_texts_have_messages_of_their_own() -> None:
+    workers = EchoWorkers()
+    tensors = service(workers, FakeRecorder())
+    for _ in range(20):
+        await tensors.predict_tensors("m", {"x": np.array(["short"], dtype=object)})
+    workers.messages.clear()
+    for length, messages in [(10, [2]), (100_000, [2, 1, 1])]:
+        texts = {"x": np.array(["a" * length], dtype=object)}
+        await asyncio.gather(*(tensors.predict_tensors("m", texts, timeout_s=60) for _ in range(2)))
+        assert workers.messages == messages
+
+
 @virtual_time
 async def test_workers_that_do_not_tell_what_a_call_took_get_one_in_each_message() -> None:
     workers = DoublingWorkers()
@@ -192,6 +214,8 @@ async def test_calls_that_a_worker_leaves_out_are_asked_again() -> None:
     workers.messages.clear()
     assert await ask_at_once(tensors, [1, 2, 3, 4]) == [2, 4, 6, 8]
     assert workers.messages == [4, 1, 1]
+    workers.outage_of_one = BrokerUnavailable("x")
+    assert await ask_at_once(tensors, [1, 2, 3]) == [2, 4, BrokerUnavailable], "the answers that came are given"
 
 
 class PaddingWorkers(DoublingWorkers):
