@@ -13,13 +13,13 @@ import psutil
 from rig.dataset import Dataset
 from rig.stack import MODEL, ROOT, free_port, http_ok, wait_until
 
-#: what is killed → words of its command line
+#: what is killed → words of its command line, also of the one that Celery gives it where setproctitle is installed
 KINDS = {
     "redis": ("-server 127.0.0.1:",),
-    "maintenance": ("workers", "maintenance"),
-    "realtime": ("workers", "realtime"),
-    "batch": ("workers", "gpu"),
-    "beat": ("beat_schedule",),
+    "maintenance": ("maintenance -n ",),
+    "realtime": ("realtime -Q ",),
+    "batch": ("gpu -n ",),
+    "beat": ("beat",),
     "api": ("app.cli", "api"),
     "dashboard": ("app.cli", "dashboard"),
 }
